@@ -1,0 +1,74 @@
+//! CPUs: who am I, counters of my own, a barrier across all.
+//!
+//! The functions on hot paths are resolved at link time, so that the linker inlines them: a
+//! machine defines, with `#[unsafe(no_mangle)]` and the Rust ABI,
+//!
+//! ```text
+//! fn longshore_hal_cpu_current() -> usize;
+//! fn longshore_hal_cpu_possible() -> usize;
+//! fn longshore_hal_local_add(counter: usize, delta: isize);
+//! fn longshore_hal_local_sum(counter: usize) -> isize;
+//! ```
+
+use core::fmt;
+
+use crate::machine;
+
+/// How many CPU-local counters a machine offers.
+pub const COUNTERS: usize = 128;
+
+unsafe extern "Rust" {
+    safe fn longshore_hal_cpu_current() -> usize;
+    safe fn longshore_hal_cpu_possible() -> usize;
+    safe fn longshore_hal_local_add(counter: usize, delta: isize);
+    safe fn longshore_hal_local_sum(counter: usize) -> isize;
+}
+
+/// The CPU that runs the caller. A task may be elsewhere after its next await.
+#[inline(always)]
+pub fn current() -> usize {
+    longshore_hal_cpu_current()
+}
+
+/// One more than the highest CPU number there will ever be.
+#[inline(always)]
+pub fn possible() -> usize {
+    longshore_hal_cpu_possible()
+}
+
+/// Whether `cpu` runs tasks now.
+pub fn is_online(cpu: usize) -> bool {
+    cpu < possible() && machine().is_online(cpu)
+}
+
+/// Adds to this CPU's counter `counter` (below [`COUNTERS`]): one instruction without a lock
+/// prefix, which an interrupt on this CPU cannot tear. No other CPU writes it.
+#[inline(always)]
+pub fn local_add(counter: usize, delta: isize) {
+    longshore_hal_local_add(counter, delta);
+}
+
+/// The sum of counter `counter` over all possible CPUs. Each CPU's share is read at a different
+/// moment; after [`barrier`], increments that preceded it are seen.
+pub fn local_sum(counter: usize) -> isize {
+    longshore_hal_local_sum(counter)
+}
+
+/// A CPU did not answer the barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierTimeout {
+    /// The first CPU that did not answer.
+    pub cpu: usize,
+}
+
+impl fmt::Display for BarrierTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPU {} did not answer the barrier", self.cpu)
+    }
+}
+
+/// Returns once every online CPU has executed a full barrier after the call began, so that its
+/// earlier stores are visible to the caller. Task context, interrupts on.
+pub fn barrier() -> Result<(), BarrierTimeout> {
+    machine().barrier()
+}

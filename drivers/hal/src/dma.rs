@@ -1,0 +1,554 @@
+//! Memory that devices reach: owned buffers, their mapping, and coherent structures.
+//!
+//! Three rules are kept by the types:
+//!
+//! - A device address ([`DmaAddr`]) comes only from a mapping and cannot outlive it.
+//! - While a [`Destination`] exists, no CPU access to its memory does; while a [`Source`] exists,
+//!   CPUs can only read. An operation holds both until the device is done with them.
+//! - [`Coherent`] memory, which CPU and device share all the time, is accessed in atomic words.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut, Range};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use smallvec::SmallVec;
+
+use crate::machine::{RawMemory, machine};
+
+/// Memory is handed out in multiples of this many bytes.
+pub const PAGE: usize = 4096;
+
+/// No memory fits what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory;
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("out of memory")
+    }
+}
+
+/// A stretch of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Physical address of its first byte.
+    pub phys: u64,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// A buffer of whole pages with one owner, who alone reads and writes it as bytes.
+///
+/// Its length is what was asked for; the rest of its last page belongs to it, unused.
+pub struct Memory {
+    raw: RawMemory,
+    len: usize,
+}
+
+// SAFETY: `Memory` owns the pages it points to, as `Box<[u8]>` does.
+unsafe impl Send for Memory {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `len` zeroed bytes anywhere in memory.
+    pub fn new(len: usize) -> Result<Self, OutOfMemory> {
+        Self::with(len, PAGE, u64::MAX)
+    }
+
+    /// `len` zeroed bytes, the first aligned to `align` in physical memory, all below the physical
+    /// address `limit`. For devices that reach less than all memory.
+    pub fn with(len: usize, align: usize, limit: u64) -> Result<Self, OutOfMemory> {
+        let align = align.max(PAGE);
+        if len == 0 || !align.is_power_of_two() {
+            return Err(OutOfMemory);
+        }
+        let whole = len.checked_next_multiple_of(PAGE).ok_or(OutOfMemory)?;
+        let raw = machine()
+            .alloc_memory(whole, align, limit)
+            .ok_or(OutOfMemory)?;
+        // SAFETY: the machine hands out `raw.len` writable bytes that nobody else refers to.
+        unsafe { raw.ptr.write_bytes(0, raw.len) };
+        Ok(Self { raw, len })
+    }
+
+    /// The physical memory behind the whole buffer. For those who map.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            phys: self.raw.phys,
+            len: self.len,
+        }
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `raw.ptr` is valid for `raw.len >= len` initialised bytes, which live as long
+        // as `self`; no device writes them while `self` can be reached (see `Destination`).
+        unsafe { core::slice::from_raw_parts(self.raw.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `raw` came from `alloc_memory`; `self` was its only owner.
+        unsafe { machine().free_memory(self.raw) };
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Memory({:#x}, {} bytes)", self.raw.phys, self.len)
+    }
+}
+
+/// A part of a buffer that a device reads. CPUs may read it at the same time, nobody writes.
+#[derive(Clone, Debug)]
+pub struct Source {
+    memory: Arc<Memory>,
+    range: Range<usize>,
+}
+
+impl Source {
+    /// The bytes `range` of `memory`; `None` where the range is empty or leaves the buffer.
+    pub fn new(memory: Arc<Memory>, range: Range<usize>) -> Option<Self> {
+        fits(&memory, &range).then_some(Self { memory, range })
+    }
+
+    /// The buffer, shared.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Bytes to read.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Never: a source has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// Where in physical memory the first byte lies: alignment, not an address for devices.
+    pub fn phys(&self) -> u64 {
+        self.memory.raw.phys + self.range.start as u64
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.memory[self.range.clone()]
+    }
+}
+
+/// A part of a buffer that a device writes. It owns the whole buffer, so that no CPU sees it half
+/// written; [`Destination::into_memory`] is the way back.
+#[derive(Debug)]
+pub struct Destination {
+    memory: Memory,
+    range: Range<usize>,
+}
+
+impl Destination {
+    /// The bytes `range` of `memory`; the buffer comes back where the range is empty or leaves it.
+    pub fn new(memory: Memory, range: Range<usize>) -> Result<Self, Memory> {
+        if fits(&memory, &range) {
+            Ok(Self { memory, range })
+        } else {
+            Err(memory)
+        }
+    }
+
+    /// Gives the buffer back, once no device writes it any more: whoever maps a destination keeps
+    /// it as long as the mapping.
+    pub fn into_memory(self) -> Memory {
+        self.memory
+    }
+
+    /// Bytes to write.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Never: a destination has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// Where in physical memory the first byte lies: alignment, not an address for devices.
+    pub fn phys(&self) -> u64 {
+        self.memory.raw.phys + self.range.start as u64
+    }
+
+    /// The bytes, for a CPU that does the device's work.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.range.clone()]
+    }
+}
+
+fn fits(memory: &Memory, range: &Range<usize>) -> bool {
+    range.start < range.end && range.end <= memory.len
+}
+
+/// Who moves the data of a mapping where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The device reads memory.
+    ToDevice,
+    /// The device writes memory.
+    FromDevice,
+    /// Both.
+    Both,
+}
+
+/// Why memory could not be mapped for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// It lies above what the device can address.
+    Unreachable,
+    /// The device's address space, or the memory for its tables, is exhausted.
+    Exhausted,
+    /// The device is gone, and so is its address space.
+    Gone,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "memory above what the device can address",
+            Self::Exhausted => "the device's address space is exhausted",
+            Self::Gone => "the device is gone",
+        })
+    }
+}
+
+/// An address as one device sees it, borrowed from the mapping that makes it valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaAddr<'map>(u64, PhantomData<&'map ()>);
+
+impl DmaAddr<'_> {
+    /// The number to write into a register or descriptor.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// A stretch of a mapping that is contiguous for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment<'map> {
+    /// Where it starts for the device.
+    pub addr: DmaAddr<'map>,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// What a bus answers to a request for a mapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawMapping {
+    /// Device address and length of each segment, in the order of the memory.
+    pub segments: SmallVec<[(u64, usize); 1]>,
+    /// Names the mapping to [`DmaOps::unmap`].
+    pub token: u64,
+}
+
+/// How a bus, or the IOMMU above it, maps memory for one device.
+pub trait DmaOps: Send + Sync {
+    /// Makes `memory` reachable for the device.
+    fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError>;
+    /// Takes that back. On return the device cannot reach the memory by this mapping any more, so
+    /// far as the platform has the means to prevent it.
+    fn unmap(&self, mapping: &RawMapping);
+}
+
+/// The address space in which one device does DMA.
+#[derive(Clone)]
+pub struct DmaSpace {
+    ops: Arc<dyn DmaOps>,
+    limit: u64,
+}
+
+impl DmaSpace {
+    /// The space behind `ops`, of a device that reaches every address.
+    pub fn new(ops: Arc<dyn DmaOps>) -> Self {
+        Self {
+            ops,
+            limit: u64::MAX,
+        }
+    }
+
+    /// The same space for a device with `bits` address lines.
+    pub fn with_address_bits(mut self, bits: u32) -> Self {
+        self.limit = 1u64.checked_shl(bits).map_or(u64::MAX, |end| end - 1);
+        self
+    }
+
+    /// The highest address that the device can emit.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Maps what the device shall read. The caller keeps `source` as long as the mapping.
+    pub fn map_source(&self, source: &Source) -> Result<Mapping, MapError> {
+        self.map(
+            Extent {
+                phys: source.phys(),
+                len: source.len(),
+            },
+            Direction::ToDevice,
+        )
+    }
+
+    /// Maps what the device shall write. The caller keeps `destination` as long as the mapping.
+    pub fn map_destination(&self, destination: &Destination) -> Result<Mapping, MapError> {
+        let extent = Extent {
+            phys: destination.phys(),
+            len: destination.len(),
+        };
+        self.map(extent, Direction::FromDevice)
+    }
+
+    /// Zeroed memory that CPU and device share, aligned to `align` (a power of two).
+    pub fn coherent(&self, len: usize, align: usize) -> Result<Coherent, CoherentError> {
+        let limit = self.limit.saturating_add(1);
+        let memory = Memory::with(len, align, limit).map_err(CoherentError::Memory)?;
+        let mapping = self
+            .map(memory.extent(), Direction::Both)
+            .map_err(CoherentError::Map)?;
+        if mapping.raw.segments.len() != 1 {
+            return Err(CoherentError::Map(MapError::Exhausted));
+        }
+        Ok(Coherent { mapping, memory })
+    }
+
+    fn map(&self, memory: Extent, direction: Direction) -> Result<Mapping, MapError> {
+        let raw = self.ops.map(memory, direction)?;
+        let mapping = Mapping {
+            ops: self.ops.clone(),
+            raw,
+        };
+        let reachable = mapping
+            .raw
+            .segments
+            .iter()
+            .all(|&(addr, len)| addr.saturating_add(len as u64 - 1) <= self.limit);
+        if reachable {
+            Ok(mapping)
+        } else {
+            Err(MapError::Unreachable)
+        }
+    }
+}
+
+impl fmt::Debug for DmaSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaSpace(to {:#x})", self.limit)
+    }
+}
+
+/// Memory mapped for a device. Dropping it takes the device's access away.
+pub struct Mapping {
+    ops: Arc<dyn DmaOps>,
+    raw: RawMapping,
+}
+
+impl Mapping {
+    /// The mapped memory as the device sees it, in order.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> + Clone {
+        self.raw.segments.iter().map(|&(addr, len)| Segment {
+            addr: DmaAddr(addr, PhantomData),
+            len,
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.ops.unmap(&self.raw);
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.segments()).finish()
+    }
+}
+
+/// Why there is no coherent memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoherentError {
+    /// None was free in the device's reach.
+    Memory(OutOfMemory),
+    /// It could not be mapped.
+    Map(MapError),
+}
+
+impl fmt::Display for CoherentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Memory that CPU and device share for as long as it lives: rings, completion words.
+///
+/// CPUs access it in atomic words; offsets are in bytes, naturally aligned and inside. The field
+/// order matters: the device loses access before the memory is freed.
+pub struct Coherent {
+    mapping: Mapping,
+    memory: Memory,
+}
+
+impl Coherent {
+    /// Where the device sees it.
+    pub fn addr(&self) -> DmaAddr<'_> {
+        // One segment: `DmaSpace::coherent` refuses others.
+        DmaAddr(self.mapping.raw.segments[0].0, PhantomData)
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.memory.len
+    }
+
+    /// Never: it has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.memory.len == 0
+    }
+
+    /// Reads eight bytes. `Acquire` orders later reads after it.
+    ///
+    /// # Panics
+    /// Where the word is not inside: a driver's mistake, not a device's.
+    pub fn load64(&self, offset: usize, order: Ordering) -> u64 {
+        u64::from_le(self.word64(offset).load(order))
+    }
+
+    /// Writes eight bytes. `Release` orders it after all earlier writes.
+    ///
+    /// # Panics
+    /// As [`Coherent::load64`].
+    pub fn store64(&self, offset: usize, value: u64, order: Ordering) {
+        self.word64(offset).store(value.to_le(), order);
+    }
+
+    /// Reads four bytes.
+    ///
+    /// # Panics
+    /// As [`Coherent::load64`].
+    pub fn load32(&self, offset: usize, order: Ordering) -> u32 {
+        u32::from_le(self.word32(offset).load(order))
+    }
+
+    /// Writes four bytes.
+    ///
+    /// # Panics
+    /// As [`Coherent::load64`].
+    pub fn store32(&self, offset: usize, value: u32, order: Ordering) {
+        self.word32(offset).store(value.to_le(), order);
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        self.check(offset, 8);
+        // SAFETY: inside the memory and aligned (checked; pages are aligned to more); all access,
+        // the device's included, is in words that hardware keeps whole; it lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.memory.raw.ptr.as_ptr().add(offset).cast()) }
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        self.check(offset, 4);
+        // SAFETY: as in `word64`.
+        unsafe { AtomicU32::from_ptr(self.memory.raw.ptr.as_ptr().add(offset).cast()) }
+    }
+
+    #[inline]
+    fn check(&self, offset: usize, bytes: usize) {
+        assert!(
+            offset.is_multiple_of(bytes) && offset + bytes <= self.memory.len,
+            "coherent access at {offset:#x}"
+        );
+    }
+}
+
+impl fmt::Debug for Coherent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Coherent({:#x}, {} bytes)",
+            self.addr().bits(),
+            self.memory.len
+        )
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use super::*;
+    use crate::host;
+
+    #[test]
+    fn memory_comes_zeroed_and_goes_back() {
+        let mut memory = Memory::new(5000).unwrap();
+        assert_eq!(memory.len(), 5000);
+        assert!(memory.iter().all(|&byte| byte == 0));
+        memory.fill(7);
+        drop(memory);
+        assert!(Memory::new(5000).unwrap().iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn absurd_requests_are_refused() {
+        assert_eq!(Memory::new(0).unwrap_err(), OutOfMemory);
+        assert_eq!(Memory::new(usize::MAX).unwrap_err(), OutOfMemory);
+        assert_eq!(
+            Memory::with(64, 3 * PAGE, u64::MAX).unwrap_err(),
+            OutOfMemory
+        );
+        assert_eq!(Memory::with(64, PAGE, 0).unwrap_err(), OutOfMemory);
+    }
+
+    #[test]
+    fn parts_stay_inside() {
+        let memory = Arc::new(Memory::new(100).unwrap());
+        assert!(Source::new(memory.clone(), 0..101).is_none());
+        assert!(Source::new(memory.clone(), 5..5).is_none());
+        assert_eq!(Source::new(memory, 90..100).unwrap().bytes().len(), 10);
+        let memory = Memory::new(100).unwrap();
+        assert!(Destination::new(memory, 50..200).is_err());
+    }
+
+    #[test]
+    fn a_device_without_the_address_lines_is_refused() {
+        let space = host::direct_space();
+        let source = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        assert!(space.map_source(&source).is_ok());
+        let narrow = space.with_address_bits(12);
+        assert_eq!(
+            narrow.map_source(&source).unwrap_err(),
+            MapError::Unreachable
+        );
+        assert!(narrow.coherent(64, 64).is_err());
+    }
+
+    #[test]
+    fn coherent_words_are_seen_through_the_bus() {
+        let coherent = host::direct_space().coherent(128, 64).unwrap();
+        coherent.store64(64, 0x1122_3344_5566_7788, Ordering::Release);
+        assert_eq!(coherent.load32(64, Ordering::Acquire), 0x5566_7788);
+        let mut bytes = [0; 8];
+        host::bus_read(coherent.addr().bits() + 64, &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 0x1122_3344_5566_7788);
+    }
+}

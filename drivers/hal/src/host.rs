@@ -1,0 +1,244 @@
+//! A machine inside a process, for tests: tasks on a thread pool, an arena as physical memory.
+//!
+//! The arena's physical addresses start at [`ARENA_PHYS`], so that no test confuses them with
+//! pointers. A device model reaches the arena by [`bus_read`] and [`bus_write`].
+//! [`install_default`] runs by itself at the first use.
+
+use alloc::alloc::{Layout, alloc_zeroed};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use core::future::Future;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering, fence};
+use core::task::Waker;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use buddy_system_allocator::Heap;
+use smallvec::smallvec;
+
+use crate::cpu::{BarrierTimeout, COUNTERS};
+use crate::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, PAGE, RawMapping};
+use crate::machine::{Machine, RawMemory, TimerId, install};
+
+/// Physical address of the arena's first byte.
+pub const ARENA_PHYS: u64 = 0x1_0000_0000;
+/// Bytes in the arena.
+pub const ARENA_LEN: usize = 256 << 20;
+/// How many CPUs the host pretends to have; each thread is one of them.
+pub const CPUS: usize = 16;
+
+struct Arena {
+    base: NonNull<u8>,
+    heap: Mutex<Heap<40>>,
+}
+
+// SAFETY: `base` is only used to compute addresses; the memory behind it is handed out to one
+// owner at a time.
+unsafe impl Sync for Arena {}
+// SAFETY: as above.
+unsafe impl Send for Arena {}
+
+fn arena() -> &'static Arena {
+    static ARENA: OnceLock<Arena> = OnceLock::new();
+    ARENA.get_or_init(|| {
+        let layout = Layout::from_size_align(ARENA_LEN, ARENA_LEN).expect("a power of two");
+        // SAFETY: the layout is not empty. The memory is never freed: it is the machine's.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("memory for the arena");
+        let mut heap = Heap::empty();
+        // SAFETY: the range is ours alone and lives forever.
+        unsafe { heap.init(base.as_ptr() as usize, ARENA_LEN) };
+        Arena {
+            base,
+            heap: Mutex::new(heap),
+        }
+    })
+}
+
+struct Host {
+    start: Instant,
+    next_timer: AtomicU64,
+    timers: Mutex<BTreeMap<TimerId, smol::Task<()>>>,
+}
+
+impl Machine for Host {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn set_timer(&self, deadline_ns: u64, waker: Waker) -> TimerId {
+        let id = TimerId(self.next_timer.fetch_add(1, Ordering::Relaxed));
+        let after = Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()));
+        let mut timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
+        let task = smol::spawn(async move {
+            smol::Timer::after(after).await;
+            waker.wake();
+        });
+        timers.insert(id, task);
+        id
+    }
+
+    fn cancel_timer(&self, timer: TimerId) {
+        // Dropped outside the lock: the task's waker may lead back here.
+        let task = self
+            .timers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&timer);
+        drop(task);
+    }
+
+    fn spawn(
+        &self,
+        _: &'static str,
+        _: Option<usize>,
+        task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ) {
+        smol::spawn(task).detach();
+    }
+
+    fn alloc_memory(&self, len: usize, align: usize, limit: u64) -> Option<RawMemory> {
+        if limit < ARENA_PHYS + ARENA_LEN as u64 || len > ARENA_LEN {
+            return None;
+        }
+        // The buddy heap's blocks are powers of two, aligned to their size: a block of at least
+        // the alignment is aligned, and its length alone tells its size when it comes back.
+        let len = len.max(align);
+        let layout = Layout::from_size_align(len, PAGE).ok()?;
+        let arena = arena();
+        let ptr = arena
+            .heap
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .alloc(layout)
+            .ok()?;
+        let offset = ptr.as_ptr() as usize - arena.base.as_ptr() as usize;
+        // Derived from the arena's own pointer, so that it may reach the whole allocation.
+        // SAFETY: `offset` is inside the arena.
+        let ptr = unsafe { arena.base.add(offset) };
+        Some(RawMemory {
+            ptr,
+            phys: ARENA_PHYS + offset as u64,
+            len,
+        })
+    }
+
+    unsafe fn free_memory(&self, memory: RawMemory) {
+        let layout = Layout::from_size_align(memory.len, PAGE).expect("as it was allocated");
+        // SAFETY: the caller returns what `alloc_memory` gave.
+        unsafe {
+            arena()
+                .heap
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .dealloc(memory.ptr, layout);
+        }
+    }
+
+    fn barrier(&self) -> Result<(), BarrierTimeout> {
+        // One process: a sequentially consistent fence orders this thread; threads that the host
+        // models as CPUs use sequentially consistent counters below.
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn is_online(&self, cpu: usize) -> bool {
+        cpu < CPUS
+    }
+}
+
+/// Installs the host as the machine. Further calls do nothing.
+pub fn install_default() {
+    static HOST: OnceLock<Host> = OnceLock::new();
+    install(HOST.get_or_init(|| Host {
+        start: Instant::now(),
+        next_timer: AtomicU64::new(1),
+        timers: Mutex::new(BTreeMap::new()),
+    }));
+}
+
+/// Runs `future` to its end on the caller's thread.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    smol::block_on(future)
+}
+
+struct Direct;
+
+impl DmaOps for Direct {
+    fn map(&self, memory: Extent, _: Direction) -> Result<RawMapping, MapError> {
+        Ok(RawMapping {
+            segments: smallvec![(memory.phys, memory.len)],
+            token: 0,
+        })
+    }
+    fn unmap(&self, _: &RawMapping) {}
+}
+
+/// A device's address space in which addresses are physical ones.
+pub fn direct_space() -> DmaSpace {
+    DmaSpace::new(Arc::new(Direct))
+}
+
+/// An access outside the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusError;
+
+/// A pointer to `len` bytes of the arena at physical address `phys`, for a device model.
+pub fn bus_pointer(phys: u64, len: usize) -> Result<NonNull<u8>, BusError> {
+    let offset = phys.checked_sub(ARENA_PHYS).ok_or(BusError)? as usize;
+    if offset.checked_add(len).is_none_or(|end| end > ARENA_LEN) {
+        return Err(BusError);
+    }
+    // SAFETY: inside the arena, as just checked.
+    Ok(unsafe { arena().base.add(offset) })
+}
+
+/// Reads physical memory as a device would.
+pub fn bus_read(phys: u64, bytes: &mut [u8]) -> Result<(), BusError> {
+    let from = bus_pointer(phys, bytes.len())?;
+    // SAFETY: both ranges are valid and, the arena never being lent as `bytes`, apart.
+    unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
+    Ok(())
+}
+
+/// Writes physical memory as a device would: a driver that lets go of memory too early sees it.
+pub fn bus_write(phys: u64, bytes: &[u8]) -> Result<(), BusError> {
+    let to = bus_pointer(phys, bytes.len())?;
+    // SAFETY: as in `bus_read`.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+    Ok(())
+}
+
+static COUNTER: [[AtomicIsize; COUNTERS]; CPUS] =
+    [const { [const { AtomicIsize::new(0) }; COUNTERS] }; CPUS];
+
+// The link-time functions of `crate::cpu`.
+
+#[unsafe(no_mangle)]
+fn longshore_hal_cpu_current() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    std::thread_local! {
+        static CPU: usize = NEXT.fetch_add(1, Ordering::Relaxed) % CPUS;
+    }
+    CPU.with(|cpu| *cpu)
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_cpu_possible() -> usize {
+    CPUS
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_add(counter: usize, delta: isize) {
+    COUNTER[longshore_hal_cpu_current()][counter].fetch_add(delta, Ordering::SeqCst);
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_sum(counter: usize) -> isize {
+    COUNTER
+        .iter()
+        .map(|cpu| cpu[counter].load(Ordering::SeqCst))
+        .sum()
+}
