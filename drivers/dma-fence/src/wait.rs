@@ -1,0 +1,154 @@
+//! Waiting for a fence in a task.
+
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use crate::error::FenceError;
+use crate::fence::Fence;
+
+/// Completes when its fence is signalled. Dropping it takes the task off the fence's list.
+pub struct Wait {
+    fence: Fence,
+    key: Option<u64>,
+}
+
+impl Wait {
+    pub(crate) fn new(fence: Fence) -> Self {
+        Self { fence, key: None }
+    }
+}
+
+impl Future for Wait {
+    type Output = Result<(), FenceError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(result) = self.fence.result() {
+            return Poll::Ready(result);
+        }
+        match self.fence.register(self.key, cx.waker()) {
+            Ok(key) => {
+                self.key = Some(key);
+                Poll::Pending
+            }
+            Err(result) => Poll::Ready(result),
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if let Some(key) = self.key
+            && !self.fence.is_signalled()
+        {
+            self.fence.deregister(key);
+        }
+    }
+}
+
+impl fmt::Debug for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wait({:?})", self.fence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicUsize, Ordering};
+    use std::pin::pin;
+    use std::string::ToString;
+    use std::sync::Arc;
+    use std::task::{Wake, Waker};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn poll(wait: &mut Pin<&mut Wait>, count: &Arc<Count>) -> Poll<Result<(), FenceError>> {
+        let waker = Waker::from(count.clone());
+        wait.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+
+    #[test]
+    fn wakes_each_waiting_task_once() {
+        let (signaler, fence) = Fence::new(1, 1);
+        let (a, b) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (mut first, mut second) = (pin!(fence.wait()), pin!(fence.wait()));
+        assert!(poll(&mut first, &a).is_pending());
+        assert!(
+            poll(&mut first, &a).is_pending(),
+            "polled twice, listed once"
+        );
+        assert!(poll(&mut second, &b).is_pending());
+        assert_eq!(fence.to_string(), "1:1 pending err=0 cbs=2");
+        signaler.signal(Ok(()));
+        assert_eq!(a.0.load(Ordering::Relaxed), 1);
+        assert_eq!(b.0.load(Ordering::Relaxed), 1);
+        assert_eq!(poll(&mut first, &a), Poll::Ready(Ok(())));
+        assert_eq!(poll(&mut second, &b), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn a_task_that_moved_is_woken_by_its_new_waker() {
+        let (signaler, fence) = Fence::new(1, 1);
+        let (old, new) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let mut wait = pin!(fence.wait());
+        assert!(poll(&mut wait, &old).is_pending());
+        assert!(poll(&mut wait, &new).is_pending());
+        signaler.signal(Ok(()));
+        assert_eq!(old.0.load(Ordering::Relaxed), 0);
+        assert_eq!(new.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_dropped_wait_leaves_nothing_behind() {
+        let (signaler, fence) = Fence::new(1, 1);
+        let count = Arc::new(Count::default());
+        {
+            let mut wait = pin!(fence.wait());
+            assert!(poll(&mut wait, &count).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&count), 1);
+        assert_eq!(fence.to_string(), "1:1 pending err=0 cbs=0");
+        signaler.signal(Ok(()));
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn threads_that_wait_all_return() {
+        let (signaler, fence) = Fence::new(1, 1);
+        let (sent, received) = std::sync::mpsc::channel();
+        for _ in 0..4 {
+            let (fence, sent) = (fence.clone(), sent.clone());
+            std::thread::spawn(move || {
+                let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+                let mut wait = pin!(fence.into_future());
+                loop {
+                    match wait.as_mut().poll(&mut Context::from_waker(&waker)) {
+                        Poll::Ready(result) => break sent.send(result),
+                        Poll::Pending => std::thread::park(),
+                    }
+                }
+            });
+        }
+        drop(sent);
+        drop(signaler);
+        let results: std::vec::Vec<_> = received.iter().collect();
+        assert_eq!(results, [Err(FenceError::Abandoned); 4]);
+    }
+
+    struct Unpark(std::thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+}
