@@ -1,0 +1,210 @@
+//! Faults on order: an engine that misbehaves in one chosen way.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ioat_spec::ChanErr;
+
+/// One fault. [`HELP`] says what each does; `N` counts data descriptors (copies and fills) of the
+/// whole engine, or interrupts, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// CHANCNT reads this, whatever the engine has.
+    ChanCnt(u8),
+    /// XFERCAP reads this and limits the size of descriptors.
+    XferCap(u8),
+    /// The capability list loops.
+    CapabilityLoop,
+    /// BAR0 asks for this many bytes of address space.
+    Bar(u64),
+    /// The channel that meets the Nth data descriptor (0: its first descriptor of any kind) stays
+    /// ACTIVE until RESET.
+    Hang(u64),
+    /// The Nth data descriptor fails with this bit of CHANERR.
+    Error(u64, u8),
+    /// The Nth interrupt is lost.
+    DropIrq(u64),
+    /// After N data descriptors the engine is gone.
+    AllOnes(u64),
+    /// The engine comes up as somebody left it.
+    Dirty,
+    /// RESET never ends.
+    NoReset,
+    /// The connection is accepted and nothing answered. The engine itself knows nothing of it.
+    Silent,
+}
+
+/// Every fault in the form that [`Fault::from_str`] takes, a line each.
+pub const HELP: &str = "\
+chancnt=N        CHANCNT reads N (0 to 31); the channels there are stay as they are
+xfercap=N        XFERCAP reads N (0, or 12 to 31), and descriptors longer than 2^N fail
+caploop          the PCI capability lists, both of them, loop
+bar=SIZE         BAR0 asks for SIZE of address space: a power of two from 16K, as in bar=1T
+hang@N           the channel that meets the Nth data descriptor stays ACTIVE until RESET; with
+                 N=0, the first descriptor of any kind
+error@N[:BIT]    the Nth data descriptor fails, once, with bit BIT of CHANERR (8, reading data)
+drop-irq@N       the Nth interrupt is lost on its way, once
+allones@N        after N data descriptors the engine is gone: registers read all ones, DMA stops
+dirty            the engine comes up as somebody left it: even channels HALTED with CHANERR and
+                 CHANERR_INT set, odd ones ACTIVE and stuck, all of them IN_USE
+noreset          RESET stays set for ever and resets nothing
+silent           the connection is accepted, and no request answered";
+
+/// The faults as the engine asks for them while it works.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) hang: Option<u64>,
+    pub(crate) error: Option<(u64, ChanErr)>,
+    pub(crate) drop_irq: Option<u64>,
+    pub(crate) all_ones: Option<u64>,
+    pub(crate) dirty: bool,
+    pub(crate) no_reset: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(faults: &[Fault]) -> Self {
+        let mut plan = Self::default();
+        for fault in faults {
+            match *fault {
+                Fault::Hang(n) => plan.hang = Some(n),
+                Fault::Error(n, bit) => {
+                    plan.error = Some((n, ChanErr::from_bits_truncate(1 << bit)));
+                }
+                Fault::DropIrq(n) => plan.drop_irq = Some(n),
+                Fault::AllOnes(n) => plan.all_ones = Some(n),
+                Fault::Dirty => plan.dirty = true,
+                Fault::NoReset => plan.no_reset = true,
+                // Registers that read so, and what only the transport can do.
+                Fault::ChanCnt(_)
+                | Fault::XferCap(_)
+                | Fault::CapabilityLoop
+                | Fault::Bar(_)
+                | Fault::Silent => {}
+            }
+        }
+        plan
+    }
+}
+
+/// A fault that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadFault(String);
+
+impl fmt::Display for BadFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no such fault: {:?} (see --help)", self.0)
+    }
+}
+
+impl std::error::Error for BadFault {}
+
+impl FromStr for Fault {
+    type Err = BadFault;
+
+    fn from_str(spec: &str) -> Result<Self, BadFault> {
+        parse(spec).ok_or_else(|| BadFault(spec.to_string()))
+    }
+}
+
+fn parse(spec: &str) -> Option<Fault> {
+    match spec {
+        "caploop" => return Some(Fault::CapabilityLoop),
+        "dirty" => return Some(Fault::Dirty),
+        "noreset" => return Some(Fault::NoReset),
+        "silent" => return Some(Fault::Silent),
+        _ => {}
+    }
+    if let Some((name, value)) = spec.split_once('=') {
+        return match name {
+            "chancnt" => Some(Fault::ChanCnt(number(value, 0..=31)? as u8)),
+            "xfercap" => number(value, 0..=31)
+                .filter(|&n| n == 0 || n >= 12)
+                .map(|n| Fault::XferCap(n as u8)),
+            "bar" => size(value).map(Fault::Bar),
+            _ => None,
+        };
+    }
+    let (name, value) = spec.split_once('@')?;
+    let any = 1..=u64::MAX;
+    match name {
+        "hang" => number(value, 0..=u64::MAX).map(Fault::Hang),
+        "drop-irq" => number(value, any).map(Fault::DropIrq),
+        "allones" => number(value, 0..=u64::MAX).map(Fault::AllOnes),
+        "error" => {
+            let (at, bit) = value.split_once(':').unwrap_or((value, "8"));
+            Some(Fault::Error(number(at, any)?, number(bit, 0..=27)? as u8))
+        }
+        _ => None,
+    }
+}
+
+fn number(text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    text.parse().ok().filter(|value| range.contains(value))
+}
+
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.chars().last()? {
+        'K' => (&text[..text.len() - 1], 10),
+        'M' => (&text[..text.len() - 1], 20),
+        'G' => (&text[..text.len() - 1], 30),
+        'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    (bytes.is_power_of_two() && (16 << 10..=1 << 62).contains(&bytes)).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_of_the_help_is_understood() {
+        let examples = [
+            ("chancnt=0", Fault::ChanCnt(0)),
+            ("xfercap=0", Fault::XferCap(0)),
+            ("xfercap=12", Fault::XferCap(12)),
+            ("caploop", Fault::CapabilityLoop),
+            ("bar=1T", Fault::Bar(1 << 40)),
+            ("bar=16384", Fault::Bar(16384)),
+            ("hang@5", Fault::Hang(5)),
+            ("error@7", Fault::Error(7, 8)),
+            ("error@7:0", Fault::Error(7, 0)),
+            ("drop-irq@1", Fault::DropIrq(1)),
+            ("allones@100", Fault::AllOnes(100)),
+            ("dirty", Fault::Dirty),
+            ("noreset", Fault::NoReset),
+            ("silent", Fault::Silent),
+        ];
+        for (spec, fault) in examples {
+            assert_eq!(spec.parse(), Ok(fault), "{spec}");
+            let name = spec.split(['=', '@']).next().unwrap();
+            assert!(HELP.lines().any(|line| line.starts_with(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn others_are_refused() {
+        for spec in [
+            "",
+            "=",
+            "@",
+            "hang",
+            "hang@",
+            "hang@x",
+            "error@0",
+            "error@1:28",
+            "xfercap=5",
+            "bar=",
+            "bar=3K",
+            "bar=8K",
+            "bar=99999999T",
+            "chancnt=32",
+            "drop-irq@0",
+            "Dirty",
+            "bar=é",
+        ] {
+            assert!(spec.parse::<Fault>().is_err(), "{spec}");
+        }
+    }
+}
