@@ -1,1 +1,52 @@
-//! Skeleton.
+//! Longshore: a small kernel whose DMA engines can be pulled out while they work.
+//!
+//! The image in `boot/` calls [`start`] with what its loader told. Whatever touches the machine
+//! lives in [`arch`] and is compiled for the bare target alone; the rest is plain logic that the
+//! host tests as well.
+//!
+//! | room | what |
+//! |---|---|
+//! | [`arch`] | the CPU: entry, descriptor tables, traps, APICs, starting CPUs, per-CPU data |
+//! | [`mm`] | frames, page tables, kernel addresses, heap |
+//! | [`acpi`], [`pci`], [`irq`], [`time`], [`task`] | the machine's services |
+//! | [`drivers`] | which driver gets which device; the `hal` of this kernel |
+//! | [`console`], [`logging`] | what people see |
+//!
+//! Two contexts: an interrupt handler records that it ran, in an atomic of its CPU, and nothing
+//! else (no lock, no allocation, no wake-up). Everything else runs in tasks, which on one CPU
+//! never preempt each other, so that plain spin locks serve all of them.
+
+#![cfg_attr(target_os = "none", no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+#[cfg(target_os = "none")]
+pub mod arch;
+pub mod boot_info;
+pub mod command_line;
+pub mod console;
+pub mod drivers;
+pub mod irq;
+#[cfg(target_os = "none")]
+pub mod logging;
+pub mod mm;
+#[cfg(target_os = "none")]
+pub mod output;
+#[cfg(target_os = "none")]
+pub mod panic;
+pub mod pci;
+#[cfg(target_os = "none")]
+pub mod power;
+#[cfg(target_os = "none")]
+pub mod serial;
+#[cfg(target_os = "none")]
+mod start;
+pub mod symbols;
+#[cfg(target_os = "none")]
+pub mod task;
+pub mod time;
+
+pub use boot_info::BootInfo;
+#[cfg(target_os = "none")]
+pub use start::{boot_protocol, start, usable_memory};

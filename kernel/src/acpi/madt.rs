@@ -1,0 +1,209 @@
+//! CPUs, I/O APICs and the wiring of legacy interrupts. ACPI 6.5, 5.2.12.
+
+use alloc::vec::Vec;
+
+use super::bytes::{u8_at, u16_at, u32_at, u64_at};
+
+/// How an interrupt line signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// By level rather than edge.
+    pub level: bool,
+    /// Active low rather than high.
+    pub low: bool,
+}
+
+impl Trigger {
+    /// As legacy interrupts of the ISA bus do.
+    pub const ISA: Self = Self {
+        level: false,
+        low: false,
+    };
+    /// As PCI pins do.
+    pub const PCI: Self = Self {
+        level: true,
+        low: true,
+    };
+}
+
+/// An I/O APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApicInfo {
+    /// Physical address of its registers.
+    pub address: u64,
+    /// Its first input's global number.
+    pub first_gsi: u32,
+}
+
+/// A legacy interrupt that does not go to the input of its own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The legacy number.
+    pub isa: u8,
+    /// The input's global number.
+    pub gsi: u32,
+    /// How it signals.
+    pub trigger: Trigger,
+}
+
+/// What the table tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Madt {
+    /// APIC IDs of the CPUs that can be used, in the table's order, each once.
+    pub cpus: Vec<u32>,
+    /// The I/O APICs.
+    pub io_apics: Vec<IoApicInfo>,
+    /// Legacy interrupts that are wired otherwise.
+    pub overrides: Vec<Override>,
+    /// Whether legacy interrupt controllers exist, which must be silenced.
+    pub has_8259: bool,
+}
+
+const HEADER: usize = 44;
+const ENABLED: u32 = 1;
+
+impl Madt {
+    /// Reads the table's bytes, its header included. Entries that are too short end the table.
+    pub fn parse(table: &[u8]) -> Self {
+        let mut madt = Self {
+            has_8259: u32_at(table, 40).unwrap_or(1) & 1 != 0,
+            ..Self::default()
+        };
+        let mut rest = table.get(HEADER..).unwrap_or_default();
+        while let (Some(kind), Some(len)) = (u8_at(rest, 0), u8_at(rest, 1)) {
+            let len = usize::from(len);
+            if len < 2 || len > rest.len() {
+                break;
+            }
+            let (entry, after) = rest.split_at(len);
+            madt.entry(kind, entry);
+            rest = after;
+        }
+        madt
+    }
+
+    fn entry(&mut self, kind: u8, entry: &[u8]) -> Option<()> {
+        match kind {
+            0 if u32_at(entry, 4)? & ENABLED != 0 => self.add_cpu(u8_at(entry, 3)?.into()),
+            9 if u32_at(entry, 8)? & ENABLED != 0 => self.add_cpu(u32_at(entry, 4)?),
+            1 => self.io_apics.push(IoApicInfo {
+                address: u32_at(entry, 4)?.into(),
+                first_gsi: u32_at(entry, 8)?,
+            }),
+            2 => {
+                let flags = u16_at(entry, 8)?;
+                // 00 conforms to the bus, which for ISA is edge and high.
+                let trigger = Trigger {
+                    low: flags & 3 == 3,
+                    level: flags >> 2 & 3 == 3,
+                };
+                let (isa, gsi) = (u8_at(entry, 3)?, u32_at(entry, 4)?);
+                self.overrides.push(Override { isa, gsi, trigger });
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn add_cpu(&mut self, apic_id: u32) {
+        // 0xff and all ones address every CPU: they name none.
+        if apic_id != 0xff && apic_id != u32::MAX && !self.cpus.contains(&apic_id) {
+            self.cpus.push(apic_id);
+        }
+    }
+
+    /// The input and trigger of a legacy interrupt.
+    pub fn isa(&self, isa: u8) -> (u32, Trigger) {
+        self.overrides
+            .iter()
+            .find(|o| o.isa == isa)
+            .map_or((isa.into(), Trigger::ISA), |o| (o.gsi, o.trigger))
+    }
+
+    /// Address of the local APICs where entry type 5 moves it above 4 GiB.
+    pub fn local_apic_override(table: &[u8]) -> Option<u64> {
+        let mut rest = table.get(HEADER..)?;
+        loop {
+            let len = usize::from(u8_at(rest, 1)?);
+            if len < 2 || len > rest.len() {
+                return None;
+            }
+            if rest[0] == 5 {
+                return u64_at(rest, 4);
+            }
+            rest = &rest[len..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(entries: &[&[u8]]) -> Vec<u8> {
+        let mut table = alloc::vec![0; HEADER];
+        table[40] = 1;
+        entries
+            .iter()
+            .for_each(|entry| table.extend_from_slice(entry));
+        table
+    }
+
+    #[test]
+    fn cpus_io_apics_and_overrides_are_read() {
+        let madt = Madt::parse(&table(&[
+            &[0, 8, 0, 0, 1, 0, 0, 0],
+            &[0, 8, 1, 5, 1, 0, 0, 0],
+            &[0, 8, 2, 6, 0, 0, 0, 0],
+            &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+            &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0],
+            &[2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0],
+        ]));
+        assert_eq!(madt.cpus, [0, 5, 256]);
+        assert_eq!(
+            madt.io_apics,
+            [IoApicInfo {
+                address: 0xfec0_0000,
+                first_gsi: 24
+            }]
+        );
+        assert_eq!(
+            madt.isa(9),
+            (
+                9,
+                Trigger {
+                    level: true,
+                    low: false
+                }
+            )
+        );
+        assert_eq!(madt.isa(4), (4, Trigger::ISA));
+        assert!(madt.has_8259);
+    }
+
+    #[test]
+    fn malformed_tables_end_early() {
+        assert_eq!(Madt::parse(&[]).cpus, [0; 0]);
+        for bad in [
+            &[0u8, 0][..],
+            &[0, 1],
+            &[0, 200, 0],
+            &[0, 4, 0, 0],
+            &[9, 8, 0, 0, 1, 0, 0, 0],
+        ] {
+            assert_eq!(Madt::parse(&table(&[bad])).cpus, [0; 0], "{bad:?}");
+        }
+        assert_eq!(
+            Madt::parse(&table(&[&[0, 8, 0, 0, 1, 0, 0, 0][..]; 3])).cpus,
+            [0]
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            Madt::parse(&bytes);
+            Madt::local_apic_override(&bytes);
+        }
+    }
+}

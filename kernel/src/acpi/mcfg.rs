@@ -1,0 +1,70 @@
+//! Where the configuration spaces of PCI segments are mapped. PCI Firmware 3.3, 4.1.2.
+
+use alloc::vec::Vec;
+
+use super::bytes::{u8_at, u16_at, u64_at};
+
+/// One window of configuration space (ECAM).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EcamWindow {
+    /// Physical address of bus 0's space, whether or not the window begins there.
+    pub base: u64,
+    /// The segment.
+    pub segment: u16,
+    /// First and last bus.
+    pub buses: (u8, u8),
+}
+
+const HEADER: usize = 44;
+const ENTRY: usize = 16;
+
+/// The windows that make sense: aligned, buses in order, inside the address space.
+pub fn parse(table: &[u8]) -> Vec<EcamWindow> {
+    let entries = table.get(HEADER..).unwrap_or_default().chunks_exact(ENTRY);
+    entries
+        .filter_map(|entry| {
+            let (base, segment) = (u64_at(entry, 0)?, u16_at(entry, 8)?);
+            let buses = (u8_at(entry, 10)?, u8_at(entry, 11)?);
+            let sane = base != 0 && base % (1 << 20) == 0 && base < 1 << 51 && buses.0 <= buses.1;
+            sane.then_some(EcamWindow {
+                base,
+                segment,
+                buses,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(base: u64, segment: u16, first: u8, last: u8) -> Vec<u8> {
+        let mut entry = base.to_le_bytes().to_vec();
+        entry.extend(segment.to_le_bytes());
+        entry.extend([first, last, 0, 0, 0, 0]);
+        entry
+    }
+
+    #[test]
+    fn several_segments_are_found() {
+        let mut table = alloc::vec![0; HEADER];
+        table.extend(entry(0xb000_0000, 0, 0, 255));
+        table.extend(entry(0x40_0000_0000, 1, 16, 31));
+        let windows = parse(&table);
+        assert_eq!(windows.len(), 2);
+        assert_eq!(windows[1].buses, (16, 31));
+    }
+
+    #[test]
+    fn windows_without_sense_are_left_out() {
+        let mut table = alloc::vec![0; HEADER];
+        table.extend(entry(0, 0, 0, 255));
+        table.extend(entry(0xb000_0001, 0, 0, 255));
+        table.extend(entry(u64::MAX << 20, 0, 0, 255));
+        table.extend(entry(0xb000_0000, 0, 9, 3));
+        table.push(1);
+        assert!(parse(&table).is_empty());
+        assert!(parse(&[]).is_empty());
+    }
+}

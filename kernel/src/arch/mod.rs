@@ -1,0 +1,3 @@
+//! What belongs to one kind of CPU.
+
+pub mod x86_64;

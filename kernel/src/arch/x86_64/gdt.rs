@@ -1,0 +1,51 @@
+//! Segments and the task state segment: the stacks that traps switch to.
+//!
+//! Double faults, NMIs and machine checks get stacks of their own, each with a guard page, so that
+//! they can be reported whatever state the interrupted stack is in. Intel SDM volume 3, 7.14.5.
+
+use alloc::boxed::Box;
+
+use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
+use x86_64::instructions::tables::load_tss;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::structures::tss::TaskStateSegment;
+
+/// Interrupt stack table entries, 1-based as in a gate.
+pub const IST_DOUBLE_FAULT: u8 = 1;
+/// See [`IST_DOUBLE_FAULT`].
+pub const IST_NMI: u8 = 2;
+/// See [`IST_DOUBLE_FAULT`].
+pub const IST_MACHINE_CHECK: u8 = 3;
+
+struct Tables {
+    gdt: GlobalDescriptorTable,
+    tss: TaskStateSegment,
+}
+
+/// Loads this CPU's tables; `stacks` are the tops of the interrupt stacks in the order of the IST
+/// constants. Needs the heap. The tables live forever.
+pub fn init(stacks: [u64; 3]) {
+    let tables = Box::leak(Box::new(Tables {
+        gdt: GlobalDescriptorTable::new(),
+        tss: TaskStateSegment::new(),
+    }));
+    let mut interrupt_stacks = [VirtAddr::zero(); 7];
+    for (slot, top) in interrupt_stacks.iter_mut().zip(stacks) {
+        *slot = VirtAddr::new(top);
+    }
+    tables.tss.interrupt_stack_table = interrupt_stacks;
+    let code = tables.gdt.append(Descriptor::kernel_code_segment());
+    let data = tables.gdt.append(Descriptor::kernel_data_segment());
+    let tss = tables.gdt.append(Descriptor::tss_segment(&tables.tss));
+    tables.gdt.load();
+    // SAFETY: the selectors are those of the table just loaded. Loading null into FS or GS is
+    // avoided, for it would clear the GS base.
+    unsafe {
+        CS::set_reg(code);
+        SS::set_reg(data);
+        DS::set_reg(SegmentSelector::NULL);
+        ES::set_reg(SegmentSelector::NULL);
+        load_tss(tss);
+    }
+}

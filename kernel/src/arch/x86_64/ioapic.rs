@@ -1,0 +1,132 @@
+//! I/O APICs: where pins and legacy interrupts enter. Intel 82093AA datasheet, chapter 3.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use spin::Once;
+
+use crate::acpi::madt::{IoApicInfo, Trigger};
+
+const SELECT: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+const VERSION: u32 = 0x01;
+const TABLE: u32 = 0x10;
+const ENTRY_MASKED: u32 = 1 << 16;
+const ENTRY_LEVEL: u32 = 1 << 15;
+const ENTRY_LOW: u32 = 1 << 13;
+
+struct IoApic {
+    /// Where its registers are mapped.
+    base: u64,
+    first_gsi: u32,
+    inputs: u32,
+}
+
+static IO_APICS: Once<Vec<IoApic>> = Once::new();
+/// Guards the index and data registers. The handler that masks a level-triggered line takes it
+/// too, for a few accesses: tasks hold it with interrupts off.
+static REGISTERS: AtomicBool = AtomicBool::new(false);
+
+fn with_registers<T>(access: impl FnOnce() -> T) -> T {
+    while REGISTERS
+        .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
+        core::hint::spin_loop();
+    }
+    let result = access();
+    REGISTERS.store(false, Ordering::Release);
+    result
+}
+
+impl IoApic {
+    fn read(&self, index: u32) -> u32 {
+        // SAFETY: mapped registers; the caller is inside `with_registers`.
+        unsafe {
+            ((self.base + SELECT) as *mut u32).write_volatile(index);
+            ((self.base + WINDOW) as *const u32).read_volatile()
+        }
+    }
+
+    fn write(&self, index: u32, value: u32) {
+        // SAFETY: as in `read`.
+        unsafe {
+            ((self.base + SELECT) as *mut u32).write_volatile(index);
+            ((self.base + WINDOW) as *mut u32).write_volatile(value);
+        }
+    }
+}
+
+/// Takes the I/O APICs over, all inputs masked. `map` maps a page of registers.
+pub fn init(found: &[IoApicInfo], map: impl Fn(u64) -> Option<u64>) {
+    IO_APICS.call_once(|| {
+        found
+            .iter()
+            .filter_map(|info| {
+                let mut io_apic = IoApic {
+                    base: map(info.address)?,
+                    first_gsi: info.first_gsi,
+                    inputs: 0,
+                };
+                io_apic.inputs = (io_apic.read(VERSION) >> 16 & 0xff) + 1;
+                for input in 0..io_apic.inputs {
+                    io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
+                }
+                Some(io_apic)
+            })
+            .collect()
+    });
+}
+
+fn find(gsi: u32) -> Option<(&'static IoApic, u32)> {
+    IO_APICS.get()?.iter().find_map(|io_apic| {
+        let input = gsi.checked_sub(io_apic.first_gsi)?;
+        (input < io_apic.inputs).then_some((io_apic, input))
+    })
+}
+
+/// Whether an I/O APIC has this input.
+pub fn has(gsi: u32) -> bool {
+    find(gsi).is_some()
+}
+
+/// Routes input `gsi` to `vector` on the CPU with this APIC ID (at most 255: without interrupt
+/// remapping there is no more), unmasked.
+pub fn route(gsi: u32, vector: u8, apic_id: u8, trigger: Trigger) {
+    let Some((io_apic, input)) = find(gsi) else {
+        return;
+    };
+    let mut low = u32::from(vector);
+    if trigger.level {
+        low |= ENTRY_LEVEL;
+    }
+    if trigger.low {
+        low |= ENTRY_LOW;
+    }
+    locked(|| {
+        io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
+        io_apic.write(TABLE + 2 * input + 1, u32::from(apic_id) << 24);
+        io_apic.write(TABLE + 2 * input, low);
+    });
+}
+
+/// Masks or unmasks input `gsi`. Task context.
+pub fn set_masked(gsi: u32, masked: bool) {
+    locked(|| change_mask(gsi, masked));
+}
+
+/// Masks an input from the handler of its interrupt.
+pub fn mask_in_interrupt(gsi: u16) {
+    with_registers(|| change_mask(gsi.into(), true));
+}
+
+fn change_mask(gsi: u32, masked: bool) {
+    if let Some((io_apic, input)) = find(gsi) {
+        let index = TABLE + 2 * input;
+        let entry = io_apic.read(index) & !ENTRY_MASKED;
+        io_apic.write(index, if masked { entry | ENTRY_MASKED } else { entry });
+    }
+}
+
+fn locked<T>(access: impl FnOnce() -> T) -> T {
+    x86_64::instructions::interrupts::without_interrupts(|| with_registers(access))
+}

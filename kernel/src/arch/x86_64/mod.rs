@@ -1,0 +1,70 @@
+//! x86-64: descriptor tables, traps, APICs, per-CPU data, starting CPUs.
+
+pub mod apic;
+pub mod gdt;
+pub mod ioapic;
+pub mod percpu;
+pub mod smp;
+pub mod traps;
+
+use raw_cpuid::CpuId;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+
+/// The most CPUs that are started; more are reported and left out.
+pub const MAX_CPUS: usize = 256;
+
+/// The time-stamp counter, in its own ticks.
+#[inline(always)]
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC has no side effect.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Turns on what this CPU offers and the kernel relies on or profits from: write protection in
+/// ring 0, no-execute, SMEP, SMAP, UMIP. Runs once on each CPU.
+pub fn enable_features() {
+    let cpuid = CpuId::new();
+    let features = cpuid.get_extended_feature_info();
+    let mut cr4 = Cr4Flags::empty();
+    if features.as_ref().is_some_and(|f| f.has_smep()) {
+        cr4 |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
+    }
+    if features.as_ref().is_some_and(|f| f.has_smap()) {
+        cr4 |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+    }
+    if features.as_ref().is_some_and(|f| f.has_umip()) {
+        cr4 |= Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION;
+    }
+    // SAFETY: the bits are offered by this CPU; the kernel has no user-mode mappings, so that
+    // SMEP and SMAP forbid nothing that it does; write protection only forbids.
+    unsafe {
+        Cr4::update(|flags| *flags |= cr4);
+        Cr0::update(|flags| *flags |= Cr0Flags::WRITE_PROTECT);
+    }
+    if has_no_execute() {
+        // SAFETY: offered by this CPU.
+        unsafe { Efer::update(|flags| *flags |= EferFlags::NO_EXECUTE_ENABLE) };
+    }
+}
+
+/// Whether pages can be marked as not executable.
+pub fn has_no_execute() -> bool {
+    CpuId::new()
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|f| f.has_execute_disable())
+}
+
+/// Whether pages of 1 GiB exist.
+pub fn has_gib_pages() -> bool {
+    CpuId::new()
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|f| f.has_1gib_pages())
+}
+
+/// Stops this CPU for good.
+pub fn halt_forever() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}

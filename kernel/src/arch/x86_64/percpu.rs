@@ -1,0 +1,175 @@
+//! Per-CPU data, found through the GS base.
+//!
+//! Each CPU's block is written by that CPU alone, but for the atomics whose documentation says
+//! otherwise, and lives as long as the kernel. Blocks are aligned to cache lines, so that no line
+//! is shared between CPUs.
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use hal::cpu::COUNTERS;
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+use super::MAX_CPUS;
+
+/// One CPU's data.
+#[repr(C, align(64))]
+pub struct PerCpu {
+    this: *const PerCpu,
+    index: usize,
+    /// The local APIC's ID.
+    pub apic_id: u32,
+    counters: Counters,
+    /// Vectors whose handler ran and whose owners were not yet told: set by handlers, taken by
+    /// the executor, both on this CPU.
+    pub pending: [AtomicU64; 4],
+    /// How often each vector came.
+    pub arrivals: [AtomicU64; 256],
+    /// Whether the executor sleeps or is about to; others read it to decide on an IPI.
+    pub idle: AtomicBool,
+    /// Whether the CPU takes part: set by itself when it is up.
+    pub online: AtomicBool,
+    /// The last barrier this CPU went through; the initiator reads it.
+    pub barrier_seen: AtomicU64,
+    /// The lowest address of the stack that tasks run on; below it lies the guard page.
+    pub stack_bottom: AtomicUsize,
+}
+
+#[repr(C, align(64))]
+struct Counters([AtomicIsize; COUNTERS]);
+
+// SAFETY: `this` points to the block itself and is only read.
+unsafe impl Sync for PerCpu {}
+
+impl PerCpu {
+    const fn new(index: usize, apic_id: u32) -> Self {
+        Self {
+            this: core::ptr::null(),
+            index,
+            apic_id,
+            counters: Counters([const { AtomicIsize::new(0) }; COUNTERS]),
+            pending: [const { AtomicU64::new(0) }; 4],
+            arrivals: [const { AtomicU64::new(0) }; 256],
+            idle: AtomicBool::new(false),
+            online: AtomicBool::new(false),
+            barrier_seen: AtomicU64::new(0),
+            stack_bottom: AtomicUsize::new(0),
+        }
+    }
+
+    /// This CPU's number, counted from 0 without holes.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
+static BLOCKS: [AtomicPtr<PerCpu>; MAX_CPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+static POSSIBLE: AtomicUsize = AtomicUsize::new(1);
+
+/// The boot CPU's block, which is needed before there is a heap.
+static mut BOOT: PerCpu = PerCpu::new(0, 0);
+
+/// Makes the boot CPU's block current. Once, first of all.
+pub fn init_boot() {
+    let block = &raw mut BOOT;
+    // SAFETY: one CPU runs, and nobody has a reference to the block yet.
+    unsafe { (*block).this = block };
+    publish(block);
+    set_current(block);
+}
+
+/// Notes the boot CPU's APIC ID once it is known. Before other CPUs start.
+pub fn set_boot_apic_id(apic_id: u32) {
+    // SAFETY: one CPU runs, without a reference to the field.
+    unsafe { (*(&raw mut BOOT)).apic_id = apic_id };
+}
+
+/// Makes a block for another CPU, findable by its number. The block is never freed.
+pub fn create(index: usize, apic_id: u32) -> &'static PerCpu {
+    let block = Box::leak(Box::new(PerCpu::new(index, apic_id)));
+    block.this = block;
+    publish(block);
+    block
+}
+
+fn publish(block: *mut PerCpu) {
+    // SAFETY: the caller's block is valid.
+    let index = unsafe { (*block).index };
+    BLOCKS[index].store(block, Ordering::Release);
+    POSSIBLE.fetch_max(index + 1, Ordering::Release);
+}
+
+/// Makes `block` the running CPU's.
+pub fn set_current(block: *const PerCpu) {
+    GsBase::write(VirtAddr::new(block as u64));
+}
+
+/// The running CPU's block.
+#[inline(always)]
+pub fn current() -> &'static PerCpu {
+    let block: *const PerCpu;
+    // SAFETY: GS points to this CPU's block from the first moments on, whose first word is its
+    // own address; blocks live forever.
+    unsafe {
+        asm!("mov {}, gs:[0]", out(reg) block, options(nostack, preserves_flags, readonly));
+        &*block
+    }
+}
+
+/// CPU `index`'s block, where that CPU exists.
+pub fn get(index: usize) -> Option<&'static PerCpu> {
+    let block = BLOCKS.get(index)?.load(Ordering::Acquire);
+    // SAFETY: published blocks are valid forever.
+    unsafe { block.as_ref() }
+}
+
+/// All CPUs that were found.
+pub fn all() -> impl Iterator<Item = &'static PerCpu> {
+    (0..possible()).filter_map(get)
+}
+
+/// One more than the highest CPU number.
+pub fn possible() -> usize {
+    POSSIBLE.load(Ordering::Acquire)
+}
+
+// The link-time functions of `hal::cpu`.
+
+#[unsafe(no_mangle)]
+fn longshore_hal_cpu_current() -> usize {
+    let index: usize;
+    // SAFETY: as in `current`.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) index, const offset_of!(PerCpu, index),
+            options(nostack, preserves_flags, readonly));
+    }
+    index
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_cpu_possible() -> usize {
+    possible()
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_add(counter: usize, delta: isize) {
+    assert!(counter < COUNTERS);
+    // SAFETY: the counter is inside this CPU's block; one instruction reads and writes it, so that
+    // neither an interrupt nor a move to another CPU can come between.
+    unsafe {
+        asm!("add qword ptr gs:[{counter} * 8 + {base}], {delta}",
+            counter = in(reg) counter, delta = in(reg) delta,
+            base = const offset_of!(PerCpu, counters), options(nostack));
+    }
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_sum(counter: usize) -> isize {
+    all()
+        .map(|cpu| cpu.counters.0[counter].load(Ordering::Relaxed))
+        .sum()
+}

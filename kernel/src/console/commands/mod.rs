@@ -1,0 +1,159 @@
+//! The commands, and how they are found.
+
+mod crash;
+mod machine;
+mod pci;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+
+use super::jobs;
+
+/// Success, or what went wrong, in one line.
+pub type CommandResult = Result<(), String>;
+/// A command on its way. Dropping it stops it.
+pub type CommandFuture = Pin<Box<dyn Future<Output = CommandResult> + Send>>;
+
+/// A command.
+pub struct Command {
+    /// What to type.
+    pub name: &'static str,
+    /// Its arguments.
+    pub usage: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// Runs it with its arguments.
+    pub run: fn(Vec<String>) -> CommandFuture,
+}
+
+/// A command that needs no waiting.
+macro_rules! command {
+    ($name:literal, $usage:literal, $about:literal, $run:path) => {
+        Command {
+            name: $name,
+            usage: $usage,
+            about: $about,
+            run: |args| Box::pin(async move { $run(&args) }),
+        }
+    };
+    ($name:literal, $usage:literal, $about:literal, async $run:path) => {
+        Command {
+            name: $name,
+            usage: $usage,
+            about: $about,
+            run: |args| Box::pin($run(args)),
+        }
+    };
+}
+
+static COMMANDS: &[Command] = &[
+    command!(
+        "help",
+        "[NAME]",
+        "lists the commands, or explains one",
+        help
+    ),
+    command!(
+        "version",
+        "",
+        "this kernel, and how it was started",
+        machine::version
+    ),
+    command!("dmesg", "", "the log", machine::dmesg),
+    command!(
+        "cpus",
+        "",
+        "the CPUs and what they have done",
+        machine::cpus
+    ),
+    command!("mem", "", "memory in use", machine::mem),
+    command!("irqs", "", "vectors and who owns them", machine::irqs),
+    command!("tasks", "", "the tasks", machine::tasks),
+    command!(
+        "lspci",
+        "[-v]",
+        "PCI functions; -v shows their resources",
+        pci::lspci
+    ),
+    command!("slots", "", "PCI Express slots and their state", pci::slots),
+    command!("jobs", "", "commands in the background", list_jobs),
+    command!("stop", "N", "stops a command in the background", stop),
+    command!(
+        "crash",
+        "panic|stack|fault",
+        "fails on purpose, to show the report",
+        crash::crash
+    ),
+    command!("reboot", "", "restarts the machine", machine::reboot),
+    command!("poweroff", "", "turns the machine off", machine::poweroff),
+];
+
+/// The command of this name.
+pub fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+/// The names that start with `word`.
+pub fn complete(word: &str) -> Vec<&'static str> {
+    COMMANDS
+        .iter()
+        .map(|command| command.name)
+        .filter(|name| name.starts_with(word))
+        .collect()
+}
+
+/// Refuses arguments where there are none to give.
+fn no_arguments(args: &[String]) -> CommandResult {
+    args.first().map_or(Ok(()), |word| {
+        Err(format!("takes no argument, not {word:?}"))
+    })
+}
+
+fn help(args: &[String]) -> CommandResult {
+    match args {
+        [] => {
+            for command in COMMANDS {
+                let call = format!("{} {}", command.name, command.usage);
+                crate::println!("{call:28} {}", command.about);
+            }
+            crate::println!(
+                "{:28} {}",
+                "COMMAND &",
+                "runs it in the background; Ctrl-C stops one"
+            );
+            Ok(())
+        }
+        [name] => {
+            let command = find(name).ok_or_else(|| format!("no command {name:?}"))?;
+            crate::println!("{} {}: {}", command.name, command.usage, command.about);
+            Ok(())
+        }
+        _ => Err("one name at most".into()),
+    }
+}
+
+fn list_jobs(args: &[String]) -> CommandResult {
+    no_arguments(args)?;
+    for (number, text) in jobs::list() {
+        crate::println!("[{number}] {text}");
+    }
+    Ok(())
+}
+
+fn stop(args: &[String]) -> CommandResult {
+    let [number] = args else {
+        return Err("wants the number of a job".into());
+    };
+    let number = number
+        .parse()
+        .map_err(|_| format!("{number:?} is no number"))?;
+    if jobs::stop(number) {
+        Ok(())
+    } else {
+        Err(format!("no job {number}"))
+    }
+}

@@ -1,0 +1,250 @@
+//! Vectors: who owns which, and telling them that their interrupt came.
+//!
+//! The handler (in [`crate::arch::x86_64::traps`]) marks a vector as pending on its CPU. Here, in
+//! task context on that CPU, every subscriber's event is raised and its task woken. A
+//! level-triggered input is masked by the handler and unmasked when all its subscribers have said
+//! that their devices are quiet.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use hal::irq::IrqEvent;
+use spin::Mutex;
+
+use crate::acpi::madt::Trigger;
+use crate::arch::x86_64::percpu::{self, PerCpu};
+use crate::arch::x86_64::traps::{self, FIRST_DEVICE, LAST_DEVICE};
+use crate::arch::x86_64::{apic, ioapic};
+use crate::time::timers;
+
+/// A vector on a CPU, to which a device can send messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vector {
+    /// The CPU's number.
+    pub cpu: usize,
+    /// The CPU's local APIC.
+    pub apic_id: u32,
+    /// The vector.
+    pub vector: u8,
+}
+
+/// Who wants to know, and whether they are still at it.
+struct Subscriber {
+    event: Arc<IrqEvent>,
+    busy: bool,
+}
+
+struct Binding {
+    vector: Vector,
+    name: &'static str,
+    /// The I/O APIC input, for interrupts that come by one.
+    gsi: Option<(u32, Trigger)>,
+    subscribers: Vec<Subscriber>,
+}
+
+static BINDINGS: Mutex<Vec<Binding>> = Mutex::new(Vec::new());
+/// Vectors go round the CPUs.
+static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
+
+/// Vectors are unique over all CPUs, so that a level-triggered input is found by its vector alone.
+fn free_vector(bindings: &[Binding], highest_apic_id: u32) -> Option<Vector> {
+    let free = (FIRST_DEVICE..=LAST_DEVICE).find(|&vector| {
+        bindings
+            .iter()
+            .all(|binding| binding.vector.vector != vector)
+    })?;
+    let count = percpu::possible();
+    let start = NEXT_CPU.fetch_add(1, Ordering::Relaxed);
+    let cpu = (0..count)
+        .filter_map(|n| percpu::get((start + n) % count))
+        .find(|cpu| cpu.online.load(Ordering::Acquire) && cpu.apic_id <= highest_apic_id)?;
+    Some(Vector {
+        cpu: cpu.index(),
+        apic_id: cpu.apic_id,
+        vector: free,
+    })
+}
+
+/// Binds `event` to a vector of its own, for a message-signalled interrupt. `None` where no vector
+/// is left. Without interrupt remapping, messages reach APIC IDs up to 254 alone.
+pub fn bind_message(name: &'static str, event: Arc<IrqEvent>) -> Option<Vector> {
+    let mut bindings = BINDINGS.lock();
+    let vector = free_vector(&bindings, 254)?;
+    let subscribers = alloc::vec![Subscriber { event, busy: false }];
+    bindings.push(Binding {
+        vector,
+        name,
+        gsi: None,
+        subscribers,
+    });
+    Some(vector)
+}
+
+/// Binds `event` to I/O APIC input `gsi`, shared with whoever is bound to it already. Masked until
+/// [`unmask_input`] where level-triggered. `false` where there is no such input, or no vector.
+pub fn bind_input(name: &'static str, gsi: u32, trigger: Trigger, event: Arc<IrqEvent>) -> bool {
+    if !ioapic::has(gsi) {
+        return false;
+    }
+    let mut bindings = BINDINGS.lock();
+    let subscriber = Subscriber {
+        event,
+        busy: trigger.level,
+    };
+    if let Some(shared) = bindings
+        .iter_mut()
+        .find(|b| b.gsi.is_some_and(|(g, _)| g == gsi))
+    {
+        ioapic::set_masked(gsi, true);
+        shared.subscribers.push(subscriber);
+        return true;
+    }
+    let Some(vector) = free_vector(&bindings, 254) else {
+        return false;
+    };
+    let level = trigger.level.then(|| u16::try_from(gsi).ok()).flatten();
+    traps::set_level(vector.vector, level);
+    ioapic::route(gsi, vector.vector, vector.apic_id as u8, trigger);
+    if trigger.level {
+        ioapic::set_masked(gsi, true);
+    }
+    let gsi = Some((gsi, trigger));
+    bindings.push(Binding {
+        vector,
+        name,
+        gsi,
+        subscribers: alloc::vec![subscriber],
+    });
+    true
+}
+
+/// Says that `event`'s device is quiet: its level-triggered input may interrupt again.
+pub fn unmask_input(gsi: u32, event: &Arc<IrqEvent>) {
+    let mut bindings = BINDINGS.lock();
+    if let Some(binding) = bindings
+        .iter_mut()
+        .find(|b| b.gsi.is_some_and(|(g, _)| g == gsi))
+    {
+        for subscriber in &mut binding.subscribers {
+            if Arc::ptr_eq(&subscriber.event, event) {
+                subscriber.busy = false;
+            }
+        }
+        if binding
+            .subscribers
+            .iter()
+            .all(|subscriber| !subscriber.busy)
+        {
+            ioapic::set_masked(gsi, false);
+        }
+    }
+}
+
+/// Takes `event` off its vector; a vector that nobody is left on is free again.
+pub fn unbind(event: &Arc<IrqEvent>) {
+    let mut bindings = BINDINGS.lock();
+    bindings.retain_mut(|binding| {
+        binding
+            .subscribers
+            .retain(|subscriber| !Arc::ptr_eq(&subscriber.event, event));
+        if let Some((gsi, trigger)) = binding.gsi {
+            let idle = binding
+                .subscribers
+                .iter()
+                .all(|subscriber| !subscriber.busy);
+            ioapic::set_masked(
+                gsi,
+                binding.subscribers.is_empty() || (trigger.level && !idle),
+            );
+        }
+        if binding.subscribers.is_empty() {
+            traps::set_level(binding.vector.vector, None);
+        }
+        !binding.subscribers.is_empty()
+    });
+}
+
+/// Whether a handler has run on this CPU whose owners do not know yet.
+pub fn any_pending(cpu: &PerCpu) -> bool {
+    cpu.pending
+        .iter()
+        .any(|word| word.load(Ordering::Acquire) != 0)
+}
+
+/// Tells the owners of the interrupts that came on this CPU. For its executor.
+pub fn tell_owners(cpu: &PerCpu) {
+    for (index, word) in cpu.pending.iter().enumerate() {
+        if word.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        let mut bits = word.swap(0, Ordering::AcqRel);
+        while bits != 0 {
+            let vector = (index * 64) as u8 + bits.trailing_zeros() as u8;
+            bits &= bits - 1;
+            match vector {
+                traps::TIMER => timers::rearm(cpu.index()),
+                traps::APIC_ERROR => {
+                    log::warn!("WARN local APIC error {:#x}", apic::take_errors());
+                }
+                _ => tell(vector),
+            }
+        }
+    }
+}
+
+fn tell(vector: u8) {
+    let events: smallvec::SmallVec<[Arc<IrqEvent>; 4]> = {
+        let mut bindings = BINDINGS.lock();
+        let Some(binding) = bindings.iter_mut().find(|b| b.vector.vector == vector) else {
+            return;
+        };
+        let level = binding.gsi.is_some_and(|(_, trigger)| trigger.level);
+        binding
+            .subscribers
+            .iter_mut()
+            .map(|subscriber| {
+                subscriber.busy = level;
+                subscriber.event.clone()
+            })
+            .collect()
+    };
+    for event in events {
+        event.raise();
+        event.wake();
+    }
+}
+
+/// What `irqs` shows of a vector.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Where it arrives.
+    pub vector: Vector,
+    /// Whose it is.
+    pub name: &'static str,
+    /// The I/O APIC input, where it comes by one.
+    pub gsi: Option<u32>,
+    /// How often it came, on its CPU.
+    pub arrivals: u64,
+}
+
+/// All vectors that are bound.
+pub fn list() -> Vec<Line> {
+    let bindings = BINDINGS.lock();
+    bindings
+        .iter()
+        .map(|binding| Line {
+            vector: binding.vector,
+            name: binding.name,
+            gsi: binding.gsi.map(|(gsi, _)| gsi),
+            arrivals: percpu::get(binding.vector.cpu).map_or(0, |cpu| {
+                cpu.arrivals[usize::from(binding.vector.vector)].load(Ordering::Relaxed)
+            }),
+        })
+        .collect()
+}
+
+/// How many vectors are bound.
+pub fn bound() -> usize {
+    BINDINGS.lock().len()
+}

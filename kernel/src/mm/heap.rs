@@ -1,0 +1,67 @@
+//! The heap: small objects of the kernel and its drivers. Grows by whole pages, never shrinks.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+
+use linked_list_allocator::Heap;
+use spin::Mutex;
+
+use super::virt;
+
+/// How much the heap grows at least.
+const STEP: usize = 256 << 10;
+
+struct KernelHeap(Mutex<Heap>);
+
+#[global_allocator]
+static HEAP: KernelHeap = KernelHeap(Mutex::new(Heap::empty()));
+
+// SAFETY: blocks come from the heap behind one lock, over memory that only it hands out.
+unsafe impl GlobalAlloc for KernelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let mut heap = self.0.lock();
+        let block = heap.allocate_first_fit(layout).or_else(|()| {
+            grow(&mut heap, layout)?;
+            heap.allocate_first_fit(layout)
+        });
+        block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: by the contract of `dealloc`.
+            unsafe { self.0.lock().deallocate(block, layout) };
+        }
+    }
+}
+
+/// Adds memory for `layout` at the heap's end. The frame allocator and the page tables below do
+/// not use the heap.
+fn grow(heap: &mut Heap, layout: Layout) -> Result<(), ()> {
+    let wanted = layout.size().checked_add(layout.align()).ok_or(())?;
+    let step = wanted.checked_next_multiple_of(STEP).ok_or(())?;
+    let (start, end) = (virt::HEAP.start, virt::HEAP.end);
+    let top = if heap.size() == 0 {
+        start
+    } else {
+        start + heap.size() as u64
+    };
+    if top + step as u64 > end {
+        return Err(());
+    }
+    virt::fill(top, step as u64).map_err(|_| ())?;
+    if heap.size() == 0 {
+        // SAFETY: fresh memory, the heap's alone.
+        unsafe { heap.init(start as *mut u8, step) };
+    } else {
+        // SAFETY: fresh memory right behind the heap's end.
+        unsafe { heap.extend(step) };
+    }
+    Ok(())
+}
+
+/// Bytes in use, and bytes the heap has taken.
+pub fn usage() -> (usize, usize) {
+    let heap = HEAP.0.lock();
+    (heap.used(), heap.size())
+}

@@ -1,0 +1,181 @@
+//! Configuration space by ECAM, or by the legacy ports where there is none.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+
+use hal::mmio::Width;
+use hal::pci::{Address, Config, ConfigOps};
+use spin::Mutex;
+use x86_64::instructions::port::Port;
+
+use super::scan::ConfigSpace;
+use crate::acpi::mcfg::EcamWindow;
+use crate::mm::paging::Access;
+use crate::mm::virt::PhysicalMapping;
+
+/// How this machine reaches configuration space.
+#[derive(Debug)]
+pub struct Fabric {
+    windows: Vec<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    segment: u16,
+    buses: RangeInclusive<u8>,
+    mapping: Arc<PhysicalMapping>,
+}
+
+impl Fabric {
+    /// Maps the windows. Without any, segment 0 is reached by the legacy ports.
+    pub fn new(windows: &[EcamWindow]) -> Self {
+        let windows = windows
+            .iter()
+            .filter_map(|window| {
+                let (first, last) = window.buses;
+                let base = window.base + (u64::from(first) << 20);
+                let len = (usize::from(last - first) + 1) << 20;
+                match PhysicalMapping::new(base, len, Access::Device) {
+                    Ok(mapping) => Some(Window {
+                        segment: window.segment,
+                        buses: first..=last,
+                        mapping: Arc::new(mapping),
+                    }),
+                    Err(_) => {
+                        log::error!("no memory to map the configuration space at {base:#x}");
+                        None
+                    }
+                }
+            })
+            .collect();
+        Self { windows }
+    }
+
+    /// The buses of each segment that can be reached.
+    pub fn ranges(&self) -> Vec<(u16, RangeInclusive<u8>)> {
+        if self.windows.is_empty() {
+            return alloc::vec![(0, 0..=255)];
+        }
+        self.windows
+            .iter()
+            .map(|window| (window.segment, window.buses.clone()))
+            .collect()
+    }
+
+    /// Whether extended configuration space is within reach.
+    pub fn is_ecam(&self) -> bool {
+        !self.windows.is_empty()
+    }
+}
+
+impl ConfigSpace for Fabric {
+    fn config(&self, a: Address) -> Option<Config> {
+        if self.windows.is_empty() {
+            return (a.segment == 0).then(|| Config::new(Arc::new(Legacy { address: a })));
+        }
+        let window = self
+            .windows
+            .iter()
+            .find(|window| window.segment == a.segment && window.buses.contains(&a.bus))?;
+        let offset = usize::from(a.bus - window.buses.start()) << 20
+            | usize::from(a.device) << 15
+            | usize::from(a.function) << 12;
+        let base = window.mapping.addr() + offset as u64;
+        Some(Config::new(Arc::new(Ecam {
+            base,
+            _mapping: window.mapping.clone(),
+        })))
+    }
+}
+
+/// One function's 4 KiB. PCI Express Base 7.2.2.
+struct Ecam {
+    base: u64,
+    _mapping: Arc<PhysicalMapping>,
+}
+
+impl ConfigOps for Ecam {
+    fn len(&self) -> usize {
+        4096
+    }
+
+    fn read(&self, offset: usize, width: Width) -> u32 {
+        let at = self.base + offset as u64;
+        // SAFETY: inside the function's mapped space (`Config` checked the offset); volatile,
+        // aligned accesses of the width asked for.
+        unsafe {
+            match width {
+                Width::B1 => (at as *const u8).read_volatile().into(),
+                Width::B2 => (at as *const u16).read_volatile().into(),
+                _ => (at as *const u32).read_volatile(),
+            }
+        }
+    }
+
+    fn write(&self, offset: usize, width: Width, value: u32) {
+        let at = self.base + offset as u64;
+        // SAFETY: as in `read`.
+        unsafe {
+            match width {
+                Width::B1 => (at as *mut u8).write_volatile(value as u8),
+                Width::B2 => (at as *mut u16).write_volatile(value as u16),
+                _ => (at as *mut u32).write_volatile(value),
+            }
+        }
+    }
+}
+
+/// The first 256 bytes, by the address and data ports. PCI Local Bus 3.0, 3.2.2.3.2.
+struct Legacy {
+    address: Address,
+}
+
+static PORTS: Mutex<()> = Mutex::new(());
+
+impl Legacy {
+    fn select(&self, offset: usize) {
+        let a = self.address;
+        let value = 1 << 31
+            | u32::from(a.bus) << 16
+            | u32::from(a.device) << 11
+            | u32::from(a.function) << 8
+            | (offset as u32 & 0xfc);
+        // SAFETY: the address port of every PC with PCI; `PORTS` is held.
+        unsafe { Port::<u32>::new(0xcf8).write(value) };
+    }
+}
+
+impl ConfigOps for Legacy {
+    fn len(&self) -> usize {
+        256
+    }
+
+    fn read(&self, offset: usize, width: Width) -> u32 {
+        let _ports = PORTS.lock();
+        self.select(offset);
+        let port = 0xcfc + (offset as u16 & 3);
+        // SAFETY: the data port, for the function just selected.
+        unsafe {
+            match width {
+                Width::B1 => Port::<u8>::new(port).read().into(),
+                Width::B2 => Port::<u16>::new(port).read().into(),
+                _ => Port::<u32>::new(port).read(),
+            }
+        }
+    }
+
+    fn write(&self, offset: usize, width: Width, value: u32) {
+        let _ports = PORTS.lock();
+        self.select(offset);
+        let port = 0xcfc + (offset as u16 & 3);
+        // SAFETY: as in `read`.
+        unsafe {
+            match width {
+                Width::B1 => Port::<u8>::new(port).write(value as u8),
+                Width::B2 => Port::<u16>::new(port).write(value as u16),
+                _ => Port::<u32>::new(port).write(value),
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! From the entry to the first task.
+
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+use spin::Once;
+use x86_64::instructions::port::Port;
+
+use crate::acpi::tables::{self, platform};
+use crate::arch::x86_64::{self as arch, apic, gdt, ioapic, percpu, smp, traps};
+use crate::boot_info::{BootInfo, RegionKind};
+use crate::command_line::{ConsolePort, Options};
+use crate::console::input::Input;
+use crate::console::shell;
+use crate::mm::{self, paging::Access, stack::Stack, virt::PhysicalMapping};
+use crate::time::clock;
+use crate::{drivers, logging, pci, serial, task};
+
+struct Boot {
+    info: BootInfo,
+    options: Options,
+}
+
+static BOOT: Once<Boot> = Once::new();
+
+/// The protocol by which the loader started us.
+pub fn boot_protocol() -> &'static str {
+    BOOT.get().map_or("", |boot| boot.info.protocol)
+}
+
+/// Bytes of memory that the loader called usable.
+pub fn usable_memory() -> u64 {
+    BOOT.get().map_or(0, |boot| {
+        let usable = boot
+            .info
+            .regions()
+            .iter()
+            .filter(|r| r.kind == RegionKind::Usable);
+        usable.map(|region| region.len).sum()
+    })
+}
+
+/// Starts the kernel: called once, by the image, on the boot CPU, with interrupts off and the
+/// first 4 GiB mapped one to one.
+pub fn start(info: BootInfo) -> ! {
+    clock::start();
+    percpu::init_boot();
+    traps::init();
+    traps::load();
+    serial::init(ConsolePort::Auto);
+    arch::enable_features();
+    // SAFETY: once, on the loader's tables, as required of the caller.
+    if unsafe { mm::boot::init(&info) }.is_err() {
+        panic!("no usable memory in the map that the loader gave");
+    }
+    let options = Options::parse(info.command_line());
+    BOOT.call_once(|| Boot { info, options });
+    let Some(stack) = Stack::new() else {
+        panic!("no memory for the first stack")
+    };
+    percpu::current()
+        .stack_bottom
+        .store(stack.bottom() as usize, Ordering::Relaxed);
+    // SAFETY: a fresh stack; nothing of the old one is used after the jump. The zero ends
+    // backtraces.
+    unsafe {
+        asm!("mov rsp, {stack}", "xor ebp, ebp", "push 0", "jmp {main}",
+            stack = in(reg) stack.leak(), main = sym on_own_stack, options(noreturn));
+    }
+}
+
+extern "C" fn on_own_stack() -> ! {
+    let Some(boot) = BOOT.get() else {
+        panic!("started without boot information")
+    };
+    let Boot { info, options } = boot;
+    serial::init(options.console);
+    logging::init(options.log_level);
+    log::info!(
+        "longshore {} by {}",
+        env!("CARGO_PKG_VERSION"),
+        info.protocol
+    );
+    for complaint in &options.complaints {
+        log::warn!("command line: {complaint}");
+    }
+    if info.regions_dropped() > 0 {
+        log::warn!(
+            "{} regions of the memory map found no room",
+            info.regions_dropped()
+        );
+    }
+    gdt::init(mm::stack::interrupt_stacks());
+    tables::init(options.acpi_rsdp.or(info.rsdp));
+    start_cpus(options);
+    drivers::machine::install();
+    pci::bus::init(info);
+    let run = options.run.as_deref();
+    task::spawn("start", None, first_task(run)).detach();
+    task::run(percpu::current())
+}
+
+fn start_cpus(options: &Options) {
+    let platform = platform();
+    silence_8259();
+    apic::init(
+        |phys| match PhysicalMapping::new(phys, mm::PAGE, Access::Device) {
+            Ok(page) => page.leak(),
+            Err(_) => panic!("no memory to map the local APIC"),
+        },
+    );
+    percpu::set_boot_apic_id(apic::id());
+    clock::init(platform.hpet, platform.fadt.pm_timer);
+    let Some(madt) = &platform.madt else {
+        log::warn!("no MADT: one CPU, message-signalled interrupts alone");
+        return;
+    };
+    ioapic::init(&madt.io_apics, |phys| {
+        PhysicalMapping::new(phys, mm::PAGE, Access::Device)
+            .map(PhysicalMapping::leak)
+            .ok()
+    });
+    let others = madt.cpus.iter().copied().filter(|&id| id != apic::id());
+    let wanted = options.cpus.saturating_sub(1);
+    let started = smp::start_all(others.take(wanted));
+    log::info!("{} CPUs", started + 1);
+}
+
+/// Masks the legacy interrupt controllers and moves them off the exceptions' vectors, where a
+/// spurious interrupt would be taken for one. Intel 8259A datasheet.
+fn silence_8259() {
+    const SEQUENCE: [(u16, u8); 10] = [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0x20),
+        (0xa1, 0x28),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+        (0x21, 0xff),
+        (0xa1, 0xff),
+    ];
+    for (port, value) in SEQUENCE {
+        // SAFETY: the controllers' ports on a PC; writes to absent ones vanish.
+        unsafe { Port::<u8>::new(port).write(value) };
+    }
+}
+
+/// Starts drivers, then the console.
+async fn first_task(run: Option<&'static str>) {
+    drivers::probe_all().await;
+    match run {
+        Some(line) => shell::batch(line).await,
+        None => match serial::listen() {
+            Ok(line) => shell::interactive(Input::new(line)).await,
+            Err(error) => log::error!("no input on the console: {error}"),
+        },
+    }
+}

@@ -1,0 +1,161 @@
+//! Tasks: one executor per CPU, tasks sent between them.
+//!
+//! A task stays on the CPU it was spawned for; waking it puts it into that CPU's queue, and a CPU
+//! that sleeps is woken by an interrupt. Between two tasks an executor tells the owners of the
+//! interrupts that came, and wakes due timers; with nothing to run it halts.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+
+use async_task::{Builder, Runnable, Task};
+use crossbeam_queue::SegQueue;
+use spin::{LazyLock, Mutex};
+use x86_64::instructions::interrupts;
+
+use crate::arch::x86_64::percpu::{self, PerCpu};
+use crate::arch::x86_64::{MAX_CPUS, apic, traps};
+use crate::irq;
+use crate::time::timers;
+
+/// What travels with a task.
+#[derive(Debug)]
+pub struct Meta {
+    cpu: AtomicUsize,
+}
+
+struct Executor {
+    ready: SegQueue<Runnable<Meta>>,
+    polls: AtomicU64,
+    sleeps: AtomicU64,
+}
+
+static EXECUTORS: LazyLock<Box<[Executor]>> = LazyLock::new(|| {
+    let executor = |_| Executor {
+        ready: SegQueue::new(),
+        polls: AtomicU64::new(0),
+        sleeps: AtomicU64::new(0),
+    };
+    (0..MAX_CPUS).map(executor).collect()
+});
+
+/// What `tasks` shows of a task.
+#[derive(Clone, Debug)]
+pub struct TaskInfo {
+    /// Counts up from 1.
+    pub id: u64,
+    /// What it was called when it was spawned.
+    pub name: String,
+    /// Where it runs.
+    pub cpu: usize,
+}
+
+static TASKS: Mutex<BTreeMap<u64, TaskInfo>> = Mutex::new(BTreeMap::new());
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Takes the task off the list when its future goes, finished or cancelled.
+struct Listed(u64);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        TASKS.lock().remove(&self.0);
+    }
+}
+
+/// Runs `future` on CPU `cpu`, or on the caller's where that one is not online. Dropping the
+/// handle cancels the task at its next suspension; [`Task::detach`] lets it run.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    cpu: Option<usize>,
+    future: impl Future<Output = T> + Send + 'static,
+) -> Task<T, Meta> {
+    let online = |&cpu: &usize| percpu::get(cpu).is_some_and(|c| c.online.load(Ordering::Acquire));
+    let cpu = cpu
+        .filter(online)
+        .unwrap_or_else(|| percpu::current().index());
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    TASKS.lock().insert(
+        id,
+        TaskInfo {
+            id,
+            name: name.to_string(),
+            cpu,
+        },
+    );
+    let listed = Listed(id);
+    let (runnable, task) = Builder::new()
+        .metadata(Meta {
+            cpu: AtomicUsize::new(cpu),
+        })
+        .spawn(
+            move |_| async move {
+                let _listed = listed;
+                future.await
+            },
+            schedule,
+        );
+    runnable.schedule();
+    task
+}
+
+/// A boxed future, as `hal` hands them over.
+pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Puts a task into its CPU's queue and wakes that CPU if it sleeps. Task context.
+fn schedule(runnable: Runnable<Meta>) {
+    let cpu = runnable.metadata().cpu.load(Ordering::Relaxed);
+    EXECUTORS[cpu].ready.push(runnable);
+    // Against a CPU that goes to sleep: it says so, then looks at its queue once more.
+    fence(Ordering::SeqCst);
+    if cpu != percpu::current().index()
+        && let Some(target) = percpu::get(cpu)
+        && target.idle.swap(false, Ordering::SeqCst)
+    {
+        apic::send(target.apic_id, traps::WAKE);
+    }
+}
+
+/// This CPU's executor: its life from now on.
+pub fn run(cpu: &'static PerCpu) -> ! {
+    let executor = &EXECUTORS[cpu.index()];
+    cpu.online.store(true, Ordering::Release);
+    interrupts::enable();
+    loop {
+        irq::tell_owners(cpu);
+        timers::fire(cpu.index());
+        if let Some(runnable) = executor.ready.pop() {
+            executor.polls.fetch_add(1, Ordering::Relaxed);
+            runnable.run();
+            continue;
+        }
+        cpu.idle.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        interrupts::disable();
+        if executor.ready.is_empty() && !irq::any_pending(cpu) {
+            executor.sleeps.fetch_add(1, Ordering::Relaxed);
+            // STI takes effect after the next instruction: no interrupt slips in between.
+            interrupts::enable_and_hlt();
+        } else {
+            interrupts::enable();
+        }
+        cpu.idle.store(false, Ordering::Relaxed);
+    }
+}
+
+/// All tasks.
+pub fn list() -> Vec<TaskInfo> {
+    TASKS.lock().values().cloned().collect()
+}
+
+/// How often CPU `cpu` has polled a task, and how often it has slept.
+pub fn activity(cpu: usize) -> (u64, u64) {
+    let executor = &EXECUTORS[cpu % MAX_CPUS];
+    (
+        executor.polls.load(Ordering::Relaxed),
+        executor.sleeps.load(Ordering::Relaxed),
+    )
+}

@@ -1,0 +1,170 @@
+//! The clock: the time-stamp counter, measured once against a timer of known rate.
+//!
+//! References, best first: HPET (IA-PC HPET 1.0a, 2.3), the ACPI PM timer (ACPI 6.5, 4.8.3.3), the
+//! PIT's channel 2, which every PC has.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use spin::Once;
+use x86_64::instructions::port::Port;
+
+use crate::arch::x86_64::{apic, tsc};
+use crate::mm::paging::Access;
+use crate::mm::virt::PhysicalMapping;
+
+/// A counter of known rate.
+enum Reference {
+    Hpet { page: PhysicalMapping, femtos: u64 },
+    PmTimer { port: u16 },
+    Pit,
+}
+
+const PM_TIMER_HZ: u64 = 3_579_545;
+const PIT_HZ: u64 = 1_193_182;
+const MEASURE: Duration = Duration::from_millis(10);
+
+static BASE: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds in 2^32 ticks; until measured, as if the TSC ran at 2 GHz.
+static NANOS: AtomicU64 = AtomicU64::new(1 << 31);
+static SOURCE: Once<&'static str> = Once::new();
+
+impl Reference {
+    /// The best there is. `hpet` and `pm_timer` are what ACPI tells of them.
+    fn find(hpet: Option<u64>, pm_timer: Option<u16>) -> Self {
+        if let Some(page) =
+            hpet.and_then(|phys| PhysicalMapping::new(phys, 0x400, Access::Device).ok())
+        {
+            // SAFETY: HPET registers, mapped: capabilities at 0, configuration at 0x10.
+            let femtos = unsafe { (page.addr() as *const u64).read_volatile() } >> 32;
+            // The specification allows at most 100 ns a tick.
+            if (1..=100_000_000).contains(&femtos) {
+                let configuration = (page.addr() + 0x10) as *mut u64;
+                // SAFETY: as above; bit 0 lets the counter run.
+                unsafe { configuration.write_volatile(configuration.read_volatile() | 1) };
+                return Self::Hpet { page, femtos };
+            }
+        }
+        pm_timer.map_or(Self::Pit, |port| Self::PmTimer { port })
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Hpet { .. } => "HPET",
+            Self::PmTimer { .. } => "ACPI PM timer",
+            Self::Pit => "PIT",
+        }
+    }
+
+    /// Waits at least `duration` by the reference and returns the nanoseconds that passed. Ends
+    /// after 2^32 ticks of the TSC at the latest, should the reference stand still.
+    fn wait(&self, duration: Duration) -> u64 {
+        let nanos = duration.as_nanos() as u64;
+        let give_up = tsc().wrapping_add(1 << 32);
+        let expired = || (tsc().wrapping_sub(give_up) as i64) > 0;
+        match self {
+            Self::Hpet { page, femtos } => {
+                let counter = (page.addr() + 0xf0) as *const u32;
+                // SAFETY: the counter's low half, mapped.
+                let read = || unsafe { counter.read_volatile() };
+                let passed = |start: u32| {
+                    (u128::from(read().wrapping_sub(start)) * u128::from(*femtos) / 1_000_000)
+                        as u64
+                };
+                let start = read();
+                while passed(start) < nanos && !expired() {
+                    core::hint::spin_loop();
+                }
+                passed(start)
+            }
+            Self::PmTimer { port } => {
+                let mut port = Port::<u32>::new(*port);
+                // SAFETY: the port that the FADT names; 24 bits are always there.
+                let mut read = || (unsafe { port.read() }) & 0xff_ffff;
+                let start = read();
+                loop {
+                    let ticks = u64::from(read().wrapping_sub(start) & 0xff_ffff);
+                    let passed = ticks * 1_000_000_000 / PM_TIMER_HZ;
+                    if passed >= nanos || expired() {
+                        return passed;
+                    }
+                    core::hint::spin_loop();
+                }
+            }
+            Self::Pit => {
+                let ticks = (nanos * PIT_HZ / 1_000_000_000).min(0xffff);
+                let (mut gate, mut command, mut channel) = (
+                    Port::<u8>::new(0x61),
+                    Port::<u8>::new(0x43),
+                    Port::<u8>::new(0x42),
+                );
+                // SAFETY: the PIT of a PC: channel 2, gate on, speaker off, mode 0, low then high.
+                unsafe {
+                    let value = gate.read();
+                    gate.write((value & !2) | 1);
+                    command.write(0b1011_0000);
+                    channel.write(ticks as u8);
+                    channel.write((ticks >> 8) as u8);
+                    while gate.read() & 0x20 == 0 && !expired() {
+                        core::hint::spin_loop();
+                    }
+                }
+                ticks * 1_000_000_000 / PIT_HZ
+            }
+        }
+    }
+}
+
+/// Starts the clock, at a rate that is guessed until [`init`]. First of all.
+pub fn start() {
+    BASE.store(tsc(), Ordering::Relaxed);
+}
+
+/// Measures the TSC and the local APIC's timer. Once, on the boot CPU.
+pub fn init(hpet: Option<u64>, pm_timer: Option<u16>) {
+    let reference = Reference::find(hpet, pm_timer);
+    SOURCE.call_once(|| reference.name());
+    let start = tsc();
+    let mut passed = 0;
+    apic::calibrate(MEASURE.as_nanos() as u64, || {
+        passed = reference.wait(MEASURE)
+    });
+    let ticks = tsc().wrapping_sub(start).max(1);
+    let nanos = (u128::from(passed) << 32) / u128::from(ticks);
+    NANOS.store(
+        u64::try_from(nanos).unwrap_or(u64::MAX).max(1),
+        Ordering::Relaxed,
+    );
+}
+
+/// What the TSC was measured against, and its rate in kHz.
+pub fn describe() -> (&'static str, u64) {
+    let khz = (1_000_000u64 << 32) / NANOS.load(Ordering::Relaxed).max(1);
+    (SOURCE.get().copied().unwrap_or("nothing yet"), khz)
+}
+
+/// Nanoseconds since [`start`]. Any context.
+pub fn now_ns() -> u64 {
+    let ticks = tsc().wrapping_sub(BASE.load(Ordering::Relaxed));
+    (u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed)) >> 32) as u64
+}
+
+/// Waits without giving the CPU away.
+pub fn spin_for(duration: Duration) {
+    spin_until(duration, || false);
+}
+
+/// Asks `done` until it says yes or `limit` has passed; says whether it did. Does not give the CPU
+/// away, nor interrupts.
+pub fn spin_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = now_ns().saturating_add(limit.as_nanos() as u64);
+    loop {
+        if done() {
+            return true;
+        }
+        if now_ns() >= deadline {
+            return done();
+        }
+        core::hint::spin_loop();
+    }
+}

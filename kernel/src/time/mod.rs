@@ -1,0 +1,7 @@
+//! The clock and the timers.
+
+#[cfg(target_os = "none")]
+pub mod clock;
+pub mod queue;
+#[cfg(target_os = "none")]
+pub mod timers;

@@ -1,0 +1,91 @@
+//! Timers: each CPU wakes the tasks that armed theirs on it.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::Waker;
+
+use spin::Mutex;
+
+use super::clock::now_ns;
+use super::queue::DeadlineQueue;
+use crate::arch::x86_64::{MAX_CPUS, apic, percpu};
+
+struct CpuTimers {
+    queue: Mutex<DeadlineQueue<Waker>>,
+    /// The queue's earliest deadline, so that the executor need not take the lock to see that
+    /// nothing is due.
+    next: AtomicU64,
+}
+
+static TIMERS: [CpuTimers; MAX_CPUS] = [const {
+    CpuTimers {
+        queue: Mutex::new(DeadlineQueue::new()),
+        next: AtomicU64::new(u64::MAX),
+    }
+}; MAX_CPUS];
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// Wakes `waker` at `deadline`. The number returned tells the CPU as well.
+pub fn set(deadline: u64, waker: Waker) -> u64 {
+    let cpu = percpu::current().index();
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed) * MAX_CPUS as u64 + cpu as u64;
+    let timers = &TIMERS[cpu];
+    let mut queue = timers.queue.lock();
+    queue.insert(id, deadline, waker);
+    arm(timers, &queue);
+    id
+}
+
+/// Forgets a timer.
+pub fn cancel(id: u64) {
+    let timers = &TIMERS[id as usize % MAX_CPUS];
+    let mut queue = timers.queue.lock();
+    let waker = queue.remove(id);
+    // The hardware may fire for nothing, once; it is not worth another CPU's attention.
+    timers
+        .next
+        .store(queue.next().unwrap_or(u64::MAX), Ordering::Relaxed);
+    drop(queue);
+    drop(waker);
+}
+
+/// Wakes what is due on this CPU, and arms the hardware for the rest. For the executor.
+pub fn fire(cpu: usize) {
+    let timers = &TIMERS[cpu];
+    let now = now_ns();
+    if timers.next.load(Ordering::Relaxed) > now {
+        return;
+    }
+    loop {
+        let mut queue = timers.queue.lock();
+        let due = queue.pop(now);
+        if due.is_none() {
+            arm(timers, &queue);
+        }
+        drop(queue);
+        match due {
+            Some(waker) => waker.wake(),
+            None => return,
+        }
+    }
+}
+
+/// Arms the hardware again after it fired without anything being due yet.
+pub fn rearm(cpu: usize) {
+    let timers = &TIMERS[cpu];
+    timers.next.store(u64::MAX, Ordering::Relaxed);
+    arm(timers, &timers.queue.lock());
+    fire(cpu);
+}
+
+/// How many timers wait, over all CPUs.
+pub fn pending() -> usize {
+    TIMERS.iter().map(|timers| timers.queue.lock().len()).sum()
+}
+
+/// With the queue locked, on the CPU that it belongs to.
+fn arm(timers: &CpuTimers, queue: &DeadlineQueue<Waker>) {
+    let next = queue.next().unwrap_or(u64::MAX);
+    if timers.next.swap(next, Ordering::Relaxed) != next && next != u64::MAX {
+        apic::set_timer(Some(next.saturating_sub(now_ns())));
+    }
+}
