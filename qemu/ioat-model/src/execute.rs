@@ -50,8 +50,10 @@ pub(crate) fn fetch(memory: &dyn GuestMemory, addr: u64) -> Result<Descriptor, C
         return Err(ChanErr::NEXT_ADDR);
     }
     let mut descriptor = Descriptor::default();
-    for (at, word) in (addr..).step_by(8).zip(&mut descriptor.0) {
-        *word = memory.load64(at).map_err(|_| ChanErr::DESCRIPTOR)?;
+    for (n, word) in (0..).zip(&mut descriptor.0) {
+        *word = memory
+            .load64(addr + 8 * n)
+            .map_err(|_| ChanErr::DESCRIPTOR)?;
     }
     Ok(descriptor)
 }

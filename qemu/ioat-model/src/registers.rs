@@ -105,11 +105,9 @@ impl RegisterSet {
 
     /// A read by the guest. Bytes outside read 0.
     pub(crate) fn read(&mut self, offset: usize, bytes: &mut [u8]) {
-        for (at, byte) in (offset..).zip(bytes) {
-            let Some(cell) = self.cells.get_mut(at) else {
-                *byte = 0;
-                continue;
-            };
+        bytes.fill(0);
+        let cells = self.cells.get_mut(offset..).unwrap_or_default();
+        for (cell, byte) in cells.iter_mut().zip(bytes) {
             *byte = cell.value;
             cell.value = cell.value & !cell.read_clears | cell.read_sets;
         }
@@ -117,11 +115,10 @@ impl RegisterSet {
 
     /// A write by the guest. Bytes outside vanish.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
-        for (at, &byte) in (offset..).zip(bytes) {
-            if let Some(cell) = self.cells.get_mut(at) {
-                let kept = cell.value & !cell.rw & !(byte & cell.w1c) & !(!byte & cell.w0c);
-                cell.value = kept | byte & cell.rw;
-            }
+        let cells = self.cells.get_mut(offset..).unwrap_or_default();
+        for (cell, &byte) in cells.iter_mut().zip(bytes) {
+            let kept = cell.value & !cell.rw & !(byte & cell.w1c) & !(!byte & cell.w0c);
+            cell.value = kept | byte & cell.rw;
         }
     }
 
