@@ -1,0 +1,33 @@
+//! Launcher of QEMU and engines, and what the tests that boot machines build on.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`] | the variables of `make run`, checked |
+//! | [`machine`], [`engines`], [`child`] | command lines and processes |
+//! | [`qemu`] | which QEMU |
+//! | [`run`], [`console`], [`terminal`] | a machine from start to end, its console passing through |
+//! | [`hotplug`], [`control`], [`qmp`] | removal, addition and yanking on the machine that runs |
+//! | [`symbols`], [`source_lines`] | names and lines for the kernel's panic report |
+//! | [`suite`], [`tally`] | `make test` |
+//! | [`scenario`] | machines under test |
+
+#![forbid(unsafe_code)]
+
+pub mod child;
+pub mod console;
+pub mod control;
+pub mod engines;
+pub mod failure;
+pub mod hotplug;
+pub mod machine;
+pub mod qemu;
+pub mod qmp;
+pub mod run;
+pub mod run_dir;
+pub mod scenario;
+pub mod settings;
+pub mod source_lines;
+pub mod suite;
+pub mod symbols;
+pub mod tally;
+pub mod terminal;

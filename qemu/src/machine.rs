@@ -1,0 +1,201 @@
+//! QEMU's command line for a machine.
+//!
+//! Every engine sits behind a root port of its own, and one more port stays empty. Slots are PCIe
+//! native: by default q35 routes them through ACPI and their registers stay untouched. Guest memory
+//! is a shared memfd, so that engines can map it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::run_dir::RunDir;
+use crate::settings::{Accel, Serial, Settings};
+
+/// QEMU's id of an engine.
+pub fn engine_id(engine: u32) -> String {
+    format!("ioat{engine}")
+}
+
+/// QEMU's id of an engine's root port.
+pub fn port_id(engine: u32) -> String {
+    format!("port{engine}")
+}
+
+/// What `-device` and `device_add` take for an engine.
+pub fn engine_device(engine: u32, socket: &Path) -> Value {
+    json!({
+        "driver": "vfio-user-pci",
+        "id": engine_id(engine),
+        "bus": port_id(engine),
+        "socket": { "type": "unix", "path": socket.to_string_lossy() },
+    })
+}
+
+/// A path inside a QEMU option: commas are doubled.
+fn option_path(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+/// All arguments of QEMU; `for_gdb` stops the machine before its first instruction.
+pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|word| word.to_string()));
+    let mem = settings.mem_mib;
+    add(&[
+        "-no-user-config",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    add(&["-machine", "q35,memory-backend=mem"]);
+    match settings.accel {
+        Accel::Tcg => add(&["-accel", "tcg", "-cpu", "max"]),
+        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+    }
+    add(&["-smp", &settings.cpus.to_string(), "-m", &format!("{mem}M")]);
+    add(&[
+        "-object",
+        &format!("memory-backend-memfd,id=mem,size={mem}M,share=on"),
+    ]);
+    add(&[
+        "-global",
+        "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    ]);
+    add(&[
+        "-kernel",
+        &settings.kernel,
+        "-append",
+        &settings.command_line(),
+    ]);
+
+    match settings.serial {
+        Serial::Terminal => {
+            add(&["-chardev", "stdio,id=console,mux=on,signal=off"]);
+            add(&[
+                "-serial",
+                "chardev:console",
+                "-mon",
+                "chardev=console,mode=readline",
+            ]);
+        }
+        Serial::Socket => {
+            let path = option_path(&run_dir.serial());
+            add(&[
+                "-chardev",
+                &format!("socket,id=console,path={path},server=on,wait=off"),
+            ]);
+            add(&["-serial", "chardev:console"]);
+        }
+    }
+    let machine = option_path(&run_dir.machine());
+    add(&[
+        "-chardev",
+        &format!("socket,id=machine,path={machine},server=on,wait=off"),
+    ]);
+    add(&["-serial", "chardev:machine"]);
+    let qmp = option_path(&run_dir.qmp());
+    add(&[
+        "-chardev",
+        &format!("socket,id=qmp,path={qmp},server=on,wait=off"),
+    ]);
+    add(&["-mon", "chardev=qmp,mode=control"]);
+
+    for port in 0..=settings.engines {
+        let (id, slot) = (port_id(port), port + 1);
+        add(&[
+            "-device",
+            &format!("pcie-root-port,id={id},chassis={slot},slot={slot}"),
+        ]);
+    }
+    for engine in 0..settings.engines {
+        let device = engine_device(engine, &run_dir.engine_socket(engine));
+        add(&["-device", &device.to_string()]);
+    }
+    if for_gdb {
+        add(&[
+            "-S",
+            "-gdb",
+            &format!("tcp:127.0.0.1:{}", settings.gdb_port),
+        ]);
+    }
+    args
+}
+
+/// A command line as a person would type it into a shell.
+pub fn shell_line(program: &str, args: &[String]) -> String {
+    let quote = |word: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=,:+@%".contains(&byte);
+        if !word.is_empty() && word.bytes().all(plain) {
+            word.to_string()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    std::iter::once(program)
+        .chain(args.iter().map(String::as_str))
+        .map(quote)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(settings: &Settings) -> String {
+        arguments(settings, &RunDir::new("build/run"), false).join(" ")
+    }
+
+    #[test]
+    fn engines_stand_behind_ports_and_one_port_stays_empty() {
+        let line = line(&Settings {
+            engines: 2,
+            ..Settings::default()
+        });
+        for part in [
+            "pcie-root-port,id=port0,chassis=1,slot=1",
+            "pcie-root-port,id=port2,chassis=3,slot=3",
+            r#""bus":"port1""#,
+            r#""id":"ioat1""#,
+            r#""path":"build/run/ioat1.sock""#,
+            "acpi-pci-hotplug-with-bridge-support=off",
+            "memory-backend-memfd,id=mem,size=512M,share=on",
+            "path=build/run/qmp.sock",
+            "path=build/run/machine.sock",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert!(!line.contains("port3") && !line.contains("ioat2"));
+        assert!(!line.contains("-gdb") && !line.contains("serial.sock"));
+    }
+
+    #[test]
+    fn the_kernel_gets_its_commands() {
+        let settings = Settings {
+            commands: Some("dma; audit".into()),
+            ..Settings::default()
+        };
+        assert!(line(&settings).contains("-append run=\"dma; audit\""));
+    }
+
+    #[test]
+    fn commas_in_paths_do_not_end_an_option() {
+        let args = arguments(&Settings::default(), &RunDir::new("/a,b"), false).join(" ");
+        assert!(args.contains("path=/a,,b/qmp.sock,server=on"));
+        assert!(args.contains(r#""path":"/a,b/ioat0.sock""#));
+    }
+
+    #[test]
+    fn shell_lines_can_be_pasted() {
+        let args = [
+            "-append".to_string(),
+            "run=\"it's\"".to_string(),
+            String::new(),
+        ];
+        assert_eq!(
+            shell_line("qemu", &args),
+            r#"qemu -append 'run="it'\''s"' ''"#
+        );
+    }
+}

@@ -1,0 +1,293 @@
+//! `run` and `debug`: a machine from start to end.
+//!
+//! Engines first, then QEMU, whose console passes through here to the terminal. Nothing waits
+//! without a limit except the person at the console.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::child::{self, Spawner};
+use crate::console::{Frame, Piece, Watch};
+use crate::control;
+use crate::engines::Engines;
+use crate::failure::{Context, Failure};
+use crate::machine::{arguments, engine_id, shell_line};
+use crate::qemu;
+use crate::qmp::Qmp;
+use crate::run_dir::RunDir;
+use crate::settings::{Serial, Settings};
+use crate::source_lines::SourceLines;
+use crate::terminal::{TerminalState, write_through};
+
+/// QEMU answers on QMP when all devices are there. An engine that does not answer holds it up.
+const QEMU_START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a report may take from its first line on, before a machine with `CMD` is ended.
+const PANIC_GRACE: Duration = Duration::from_secs(5);
+/// How long QEMU may take to end.
+const QEMU_END_LIMIT: Duration = Duration::from_secs(5);
+/// Half a prompt is held back for this long.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Where things are; paths are relative to the repository.
+pub struct Place<'a> {
+    /// The repository.
+    pub root: &'a Path,
+    /// The run directory.
+    pub run_dir: RunDir,
+    /// Starts children.
+    pub spawner: Spawner,
+    /// The engine's program.
+    pub engine: &'a Path,
+}
+
+enum Event {
+    Output(Vec<u8>),
+    OutputEnds,
+    Started(Result<(), Failure>),
+}
+
+/// Runs a machine to its end; gives the launcher's exit status.
+pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, Failure> {
+    if !Path::new(&settings.kernel).is_file() {
+        return Err(Failure::run(format!(
+            "no kernel {}: run `make build`",
+            settings.kernel
+        )));
+    }
+    let qemu = qemu::find(place.root, settings.qemu.as_deref())?;
+    let run_dir = &place.run_dir;
+    fs::create_dir_all(run_dir.path()).context(run_dir.path().display())?;
+    let lock = File::create(run_dir.lock()).context(run_dir.lock().display())?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => Failure::run(format!(
+            "a machine runs in {} already",
+            run_dir.path().display()
+        )),
+        TryLockError::Error(error) => {
+            Failure::run(format!("{}: {error}", run_dir.lock().display()))
+        }
+    })?;
+    run_dir.prepare()?;
+    let json = serde_json::to_vec_pretty(settings).context("settings")?;
+    fs::write(run_dir.settings(), json).context(run_dir.settings().display())?;
+
+    let args = arguments(settings, run_dir, for_gdb);
+    let mut engines = Engines::new(place.spawner.clone(), place.engine, settings, run_dir);
+    if settings.verbose {
+        (0..settings.engines).for_each(|engine| eprintln!("{}", engines.shell_line(engine)));
+        eprintln!("{}", shell_line(&qemu.to_string_lossy(), &args));
+    }
+    if for_gdb {
+        let (kernel, port) = (&settings.kernel, settings.gdb_port);
+        eprintln!("the machine waits for gdb: gdb {kernel} -ex 'target remote localhost:{port}'");
+    }
+    if settings.serial == Serial::Socket {
+        eprintln!("the console is on {}", run_dir.serial().display());
+    }
+    engines.start_all()?;
+    let engines = Arc::new(Mutex::new(engines));
+    control::serve(&run_dir.control(), engines.clone())?;
+
+    let terminal = TerminalState::remember();
+    let start = Instant::now();
+    let mut child = place
+        .spawner
+        .command(&qemu)
+        .args(&args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start QEMU")?;
+    let mut source_lines = LazySourceLines {
+        elf: Path::new(&settings.kernel),
+        root: place.root,
+        lines: None,
+    };
+    let mut session = Session {
+        settings,
+        start,
+        watch: Watch::new(|frame: Frame| source_lines.find(frame)),
+        engines: &engines,
+        gone: vec![false; settings.engines as usize],
+    };
+    let result = session.follow(&mut child, run_dir);
+    let (summary, panicked) = (session.watch.summary(), session.watch.panicked());
+    let status = match &result {
+        Ok(()) => child::wait_for(&mut child, QEMU_END_LIMIT).ok().flatten(),
+        Err(_) => None,
+    };
+    let status = status.map_or_else(|| child::end(&mut child, QEMU_END_LIMIT), Ok);
+    drop(terminal);
+    engines
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .end_all();
+    result?;
+    let status = status.context("QEMU")?;
+
+    if settings.commands.is_some() {
+        return match summary {
+            _ if panicked => Err(Failure::run("the kernel panicked")),
+            None => Err(Failure::run(format!(
+                "the machine ended ({}) before all commands had run",
+                child::describe(status)
+            ))),
+            Some(summary) if summary.failed > 0 => Err(Failure::run(format!(
+                "{} of {} commands failed",
+                summary.failed, summary.commands
+            ))),
+            Some(_) => Ok(0),
+        };
+    }
+    match status.success() {
+        true => Ok(0),
+        false => Err(Failure::run(format!(
+            "QEMU ended with {}",
+            child::describe(status)
+        ))),
+    }
+}
+
+struct Session<'a, S> {
+    settings: &'a Settings,
+    start: Instant,
+    watch: Watch<S>,
+    engines: &'a Mutex<Engines>,
+    gone: Vec<bool>,
+}
+
+impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
+    /// Passes the console through until QEMU closes it.
+    fn follow(&mut self, child: &mut Child, run_dir: &RunDir) -> Result<(), Failure> {
+        let (tx, rx) = mpsc::channel();
+        if let Some(stdout) = child.stdout.take() {
+            let tx = tx.clone();
+            std::thread::spawn(move || read_output(stdout, &tx));
+        }
+        let socket = run_dir.qmp();
+        std::thread::spawn(move || {
+            let started = Qmp::connect(&socket, QEMU_START_LIMIT).map(drop);
+            let _ = tx.send(Event::Started(started));
+        });
+        let limit = Duration::from_secs(self.settings.timeout_s);
+        let deadline = self.settings.commands.is_some().then(|| self.start + limit);
+        let mut panic_deadline = None;
+        let mut started = false;
+        loop {
+            match rx.recv_timeout(TICK) {
+                Ok(Event::Output(bytes)) => {
+                    for piece in self.watch.feed(&bytes) {
+                        self.show(&piece)?;
+                    }
+                }
+                Ok(Event::OutputEnds) | Err(RecvTimeoutError::Disconnected) => {
+                    let held = self.watch.release();
+                    return self.show(&Piece::Bytes(held));
+                }
+                Ok(Event::Started(Ok(()))) => started = true,
+                Ok(Event::Started(Err(_))) if started => {}
+                Ok(Event::Started(Err(failure))) => {
+                    if child.try_wait().ok().flatten().is_none() {
+                        return Err(self.no_start(&failure));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let held = self.watch.release();
+                    self.show(&Piece::Bytes(held))?;
+                    self.report_dead_engines();
+                }
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(Failure::run(format!(
+                    "the commands have not ended after {} s (TIMEOUT)",
+                    self.settings.timeout_s
+                )));
+            }
+            if self.settings.commands.is_some() && self.watch.panicked() {
+                let limit = *panic_deadline.get_or_insert(now + PANIC_GRACE);
+                if now >= limit {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn show(&self, piece: &Piece) -> Result<(), Failure> {
+        match piece {
+            Piece::Bytes(bytes) => {
+                write_through(&mut io::stdout().lock(), bytes).context("standard output")
+            }
+            Piece::FirstPrompt => {
+                let line = format!("prompt after {:.2} s\n", self.start.elapsed().as_secs_f64());
+                write_through(&mut io::stderr().lock(), line.as_bytes()).context("standard error")
+            }
+        }
+    }
+
+    /// An engine that holds QEMU up is the likeliest reason.
+    fn no_start(&self, failure: &Failure) -> Failure {
+        let seconds = QEMU_START_LIMIT.as_secs();
+        match self.settings.engines {
+            0 => Failure::run(format!(
+                "QEMU has not started within {seconds} s: {failure}"
+            )),
+            _ => Failure::run(format!(
+                "QEMU has not started within {seconds} s: an engine does not answer on its socket"
+            )),
+        }
+    }
+
+    fn report_dead_engines(&mut self) {
+        let Ok(mut engines) = self.engines.try_lock() else {
+            return;
+        };
+        for engine in 0..self.settings.engines {
+            let ended = engines.ended(engine);
+            let gone = &mut self.gone[engine as usize];
+            if let (Some(status), false) = (ended, *gone) {
+                let line = format!(
+                    "{} has ended with {}\n",
+                    engine_id(engine),
+                    child::describe(status)
+                );
+                let _ = write_through(&mut io::stderr().lock(), line.as_bytes());
+            }
+            *gone = ended.is_some();
+        }
+    }
+}
+
+fn read_output(mut stdout: ChildStdout, tx: &mpsc::Sender<Event>) {
+    let mut buffer = [0; 4096];
+    loop {
+        match stdout.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) if tx.send(Event::Output(buffer[..len].to_vec())).is_err() => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let _ = tx.send(Event::OutputEnds);
+}
+
+/// Reads the line table when the first frame needs it.
+struct LazySourceLines<'a> {
+    elf: &'a Path,
+    root: &'a Path,
+    lines: Option<Option<SourceLines>>,
+}
+
+impl LazySourceLines<'_> {
+    fn find(&mut self, frame: Frame) -> Option<String> {
+        let lines = self
+            .lines
+            .get_or_insert_with(|| SourceLines::load(self.elf, self.root).ok());
+        lines.as_ref()?.find(frame.lookup_address())
+    }
+}

@@ -1,0 +1,436 @@
+//! Machines under test: the launcher itself, run as `make run` runs it, in a directory of its own.
+//!
+//! For tests only: what does not happen as expected is a panic that shows the console so far.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::child;
+use crate::console::PROMPT;
+use crate::run_dir::RunDir;
+
+/// How long a machine may take for something that takes a second where nothing else runs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Variables that tests set or leave; none may come in from outside.
+const VARIABLES: [&str; 24] = [
+    "CPUS",
+    "MEM",
+    "IOAT",
+    "CHANNELS",
+    "CBVER",
+    "IRQ",
+    "IOMMU",
+    "FIRMWARE",
+    "NUMA",
+    "EDU",
+    "ACCEL",
+    "PASSTHROUGH",
+    "ENGINE",
+    "KERNEL",
+    "V",
+    "CMD",
+    "SERIAL",
+    "FAULT",
+    "APPEND",
+    "TIMEOUT",
+    "GDB",
+    "RUN_DIR",
+    "DEV",
+    "HOW",
+];
+
+/// Machines run side by side, except one whose time is taken.
+static QUIET: RwLock<()> = RwLock::new(());
+
+enum Quiet {
+    Shared(#[expect(dead_code, reason = "held, not read")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>),
+}
+
+/// Where machines are started from.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    launcher: PathBuf,
+    root: PathBuf,
+}
+
+impl Bench {
+    /// With the launcher's program: `env!("CARGO_BIN_EXE_longshore-qemu")`.
+    pub fn new(launcher: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap_or(Path::new("."));
+        Self {
+            launcher: launcher.into(),
+            root: root.into(),
+        }
+    }
+
+    /// The repository.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The launcher with a subcommand and nothing but these variables.
+    pub fn launcher(&self, subcommand: &str, variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(&self.launcher);
+        command.arg(subcommand).current_dir(&self.root);
+        for name in VARIABLES {
+            command.env_remove(name);
+        }
+        command.envs(variables.iter().copied());
+        command
+    }
+
+    /// Starts a machine.
+    #[track_caller]
+    pub fn start(&self, variables: &[(&str, &str)]) -> Machine {
+        let quiet = QUIET.read().unwrap_or_else(PoisonError::into_inner);
+        self.start_with(variables, Quiet::Shared(quiet))
+    }
+
+    /// Starts a machine while no other one of this test program runs.
+    #[track_caller]
+    pub fn start_alone(&self, variables: &[(&str, &str)]) -> Machine {
+        let quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
+        self.start_with(variables, Quiet::Alone(quiet))
+    }
+
+    #[track_caller]
+    fn start_with(&self, variables: &[(&str, &str)], quiet: Quiet) -> Machine {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "longshore-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = std::env::temp_dir().join(name);
+        let mut child = self
+            .launcher("run", variables)
+            .env("RUN_DIR", &dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start the launcher: {error}"));
+        let console = Transcript::follow(child.stdout.take());
+        let errors = Transcript::follow(child.stderr.take());
+        let stdin = child.stdin.take();
+        Machine {
+            child,
+            stdin,
+            console,
+            errors,
+            run_dir: RunDir::new(dir),
+            read: 0,
+            _quiet: quiet,
+        }
+    }
+
+    /// Runs console commands on a machine and waits for its end.
+    #[track_caller]
+    pub fn run(&self, commands: &str, variables: &[(&str, &str)]) -> Ended {
+        let mut all = vec![("CMD", commands)];
+        all.extend(variables);
+        self.start(&all).finish(PATIENCE)
+    }
+}
+
+/// What a program has printed so far.
+#[derive(Default)]
+struct Transcript {
+    text: Mutex<(Vec<u8>, bool)>,
+    more: Condvar,
+}
+
+impl Transcript {
+    fn follow(source: Option<impl Read + Send + 'static>) -> Arc<Self> {
+        let transcript = Arc::new(Self::default());
+        let Some(mut source) = source else {
+            return transcript;
+        };
+        let writer = transcript.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len @ 1..) = source.read(&mut buffer) {
+                writer.lock().0.extend_from_slice(&buffer[..len]);
+                writer.more.notify_all();
+            }
+            writer.lock().1 = true;
+            writer.more.notify_all();
+        });
+        transcript
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Vec<u8>, bool)> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock().0).replace('\r', "")
+    }
+
+    /// Where `wanted` ends, looked for from `from` on; nothing when time or text ends before.
+    fn find(&self, wanted: &[u8], from: usize, patience: Duration) -> Option<usize> {
+        let deadline = Instant::now() + patience;
+        let mut text = self.lock();
+        loop {
+            let found = text.0[from..]
+                .windows(wanted.len())
+                .position(|window| window == wanted);
+            if let Some(at) = found {
+                return Some(from + at + wanted.len());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || text.1 {
+                return None;
+            }
+            text = self
+                .more
+                .wait_timeout(text, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn await_end(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut text = self.lock();
+        while !text.1 && Instant::now() < deadline {
+            let tick = Duration::from_millis(100);
+            text = self
+                .more
+                .wait_timeout(text, tick)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// A machine that runs.
+pub struct Machine {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    console: Arc<Transcript>,
+    errors: Arc<Transcript>,
+    run_dir: RunDir,
+    read: usize,
+    _quiet: Quiet,
+}
+
+impl Machine {
+    /// Sockets and statistics.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run_dir
+    }
+
+    /// The process id of the launcher.
+    pub fn launcher_pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Types something on the console.
+    #[track_caller]
+    pub fn type_text(&mut self, text: &str) {
+        let written = self.stdin.as_mut().map(|stdin| {
+            stdin
+                .write_all(text.as_bytes())
+                .and_then(|()| stdin.flush())
+        });
+        assert!(
+            matches!(written, Some(Ok(()))),
+            "the console is closed\n{}",
+            self.so_far()
+        );
+    }
+
+    /// Waits for text on the console after what was awaited before.
+    #[track_caller]
+    pub fn await_text(&mut self, wanted: &str, patience: Duration) {
+        match self.console.find(wanted.as_bytes(), self.read, patience) {
+            Some(end) => self.read = end,
+            None => panic!("{wanted:?} has not come\n{}", self.so_far()),
+        }
+    }
+
+    /// Waits for text on the launcher's standard error.
+    #[track_caller]
+    pub fn await_error_text(&mut self, wanted: &str, patience: Duration) {
+        let found = self.errors.find(wanted.as_bytes(), 0, patience);
+        assert!(
+            found.is_some(),
+            "{wanted:?} has not come\n{}",
+            self.so_far()
+        );
+    }
+
+    /// Waits for the prompt.
+    #[track_caller]
+    pub fn await_prompt(&mut self) {
+        self.await_text(PROMPT, PATIENCE);
+    }
+
+    /// Types a command at the prompt; gives its lines, the last of which is `ok` or `error: …`.
+    #[track_caller]
+    pub fn command(&mut self, command: &str, patience: Duration) -> Vec<String> {
+        self.type_text(&format!("{command}\r"));
+        self.await_text("\n", PATIENCE);
+        let start = self.read;
+        self.await_text(&format!("\n{PROMPT}"), patience);
+        let text =
+            String::from_utf8_lossy(&self.console.lock().0[start..self.read]).replace('\r', "");
+        text.trim_end_matches(PROMPT)
+            .lines()
+            .map(String::from)
+            .collect()
+    }
+
+    /// Waits for the machine's end; a machine that does not end is a failure.
+    #[track_caller]
+    pub fn finish(mut self, patience: Duration) -> Ended {
+        let status = child::wait_for(&mut self.child, patience).ok().flatten();
+        let Some(status) = status else {
+            panic!("the machine does not end\n{}", self.so_far())
+        };
+        self.console.await_end(PATIENCE);
+        self.errors.await_end(PATIENCE);
+        Ended {
+            status: status.code(),
+            console: self.console.text(),
+            errors: self.errors.text(),
+            run_dir: self.run_dir.clone(),
+            _machine: self,
+        }
+    }
+
+    fn so_far(&self) -> String {
+        format!(
+            "--- console\n{}\n--- errors\n{}",
+            self.console.text(),
+            self.errors.text()
+        )
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = child::end(&mut self.child, Duration::from_secs(10));
+        if std::thread::panicking() {
+            eprintln!("kept: {}", self.run_dir.path().display());
+        } else {
+            let _ = std::fs::remove_dir_all(self.run_dir.path());
+        }
+    }
+}
+
+/// A machine that has ended.
+pub struct Ended {
+    /// The launcher's exit status.
+    pub status: Option<i32>,
+    /// All that the console said, without carriage returns.
+    pub console: String,
+    /// All that the launcher, QEMU and engines said.
+    pub errors: String,
+    run_dir: RunDir,
+    _machine: Machine,
+}
+
+impl Ended {
+    /// Fails unless every command ended in `ok` and nobody panicked.
+    #[track_caller]
+    pub fn expect_success(&self) -> &Self {
+        assert!(
+            self.status == Some(0),
+            "status {:?}\n{}",
+            self.status,
+            self.all()
+        );
+        assert!(self.lines_starting("PANIC").is_empty(), "{}", self.all());
+        self
+    }
+
+    /// The lines that a command printed, `run=` having echoed it.
+    #[track_caller]
+    pub fn output_of(&self, command: &str) -> Vec<&str> {
+        let echo = format!("{PROMPT}{command}");
+        let mut lines = self
+            .console
+            .lines()
+            .skip_while(|line| line.trim_end() != echo);
+        assert!(lines.next().is_some(), "no {echo:?} in\n{}", self.all());
+        lines
+            .take_while(|line| !line.starts_with(PROMPT) && !line.starts_with("run: "))
+            .collect()
+    }
+
+    /// The lines of the console that start with this.
+    pub fn lines_starting(&self, start: &str) -> Vec<&str> {
+        self.console
+            .lines()
+            .filter(|line| line.starts_with(start))
+            .collect()
+    }
+
+    /// An engine's statistics.
+    #[track_caller]
+    pub fn stats(&self, engine: u32) -> Stats {
+        let path = self.run_dir.engine_stats(engine);
+        let text = std::fs::read(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}\n{}", path.display(), self.all()));
+        let value = serde_json::from_slice(&text)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Stats(value)
+    }
+
+    /// Everything, for messages.
+    pub fn all(&self) -> String {
+        format!("--- console\n{}\n--- errors\n{}", self.console, self.errors)
+    }
+}
+
+/// The statistics of one engine.
+#[derive(Clone, Debug)]
+pub struct Stats(Value);
+
+impl Stats {
+    /// One number, by the contract's name.
+    #[track_caller]
+    pub fn get(&self, name: &str) -> u64 {
+        self.0[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no number {name:?} in {}", self.0))
+    }
+}
+
+/// The value of `name=` among the words of a line.
+pub fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_whitespace()
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Prints `SKIP name: reason` past the test program's capture, so that the suite counts it.
+pub fn skip(name: &str, reason: &str) {
+    let _ = writeln!(std::io::stdout(), "\nSKIP {name}: {reason}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let line = "mem: total=5 KiB used=1234 KiB free=7";
+        assert_eq!(field(line, "used"), Some("1234"));
+        assert_eq!(field(line, "sed"), None);
+        assert_eq!(field(line, "use"), None);
+    }
+}

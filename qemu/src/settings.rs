@@ -1,0 +1,448 @@
+//! The variables of `make run`, checked: a bad value is one clear line and exit status 2.
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// How an engine interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Irq {
+    /// One message; the only kind with which QEMU survives a removal.
+    Msi,
+    /// A message per channel.
+    Msix,
+    /// The wire.
+    Intx,
+}
+
+impl Irq {
+    /// As in `IRQ=` and in the engine's `--irq`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Msi => "msi",
+            Self::Msix => "msix",
+            Self::Intx => "intx",
+        }
+    }
+}
+
+/// What executes guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// QEMU's translator: runs everywhere.
+    Tcg,
+    /// The host's virtualisation, for those who have it.
+    Kvm,
+}
+
+/// Where the guest's first serial port goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Serial {
+    /// This terminal, with QEMU's monitor behind Ctrl-A.
+    Terminal,
+    /// A socket in the run directory.
+    Socket,
+}
+
+/// A machine and its engines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// `CPUS`
+    pub cpus: u32,
+    /// `MEM` in MiB
+    pub mem_mib: u64,
+    /// `IOAT`: engines, each behind a root port of its own
+    pub engines: u32,
+    /// `CHANNELS` of each engine
+    pub channels: u32,
+    /// `CBVER`
+    pub cbver: String,
+    /// `IRQ`
+    pub irq: Irq,
+    /// `ACCEL`
+    pub accel: Accel,
+    /// `SERIAL`
+    pub serial: Serial,
+    /// `KERNEL`: the image, a PVH ELF
+    pub kernel: String,
+    /// `QEMU`: a path, or nothing to find one
+    pub qemu: Option<String>,
+    /// `ENGINE`: a path, or nothing for `build/ioat-model`
+    pub engine: Option<String>,
+    /// `FAULT`: what each engine gets as `--fault`; with the engine's number, for that one alone
+    pub faults: Vec<(Option<u32>, String)>,
+    /// `CMD`: console commands to run, then power off
+    pub commands: Option<String>,
+    /// `APPEND`: more words for the kernel command line
+    pub append: String,
+    /// `TIMEOUT`: seconds that `CMD` may take
+    pub timeout_s: u64,
+    /// `GDB`: TCP port of `make debug`
+    pub gdb_port: u16,
+    /// `V=1`: print the command lines first
+    pub verbose: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cpus: 4,
+            mem_mib: 512,
+            engines: 2,
+            channels: 4,
+            cbver: "3.2".into(),
+            irq: Irq::Msi,
+            accel: Accel::Tcg,
+            serial: Serial::Terminal,
+            kernel: "build/longshore.elf".into(),
+            qemu: None,
+            engine: None,
+            faults: Vec::new(),
+            commands: None,
+            append: String::new(),
+            timeout_s: 600,
+            gdb_port: 1234,
+            verbose: false,
+        }
+    }
+}
+
+/// Longest kernel command line that the kernel keeps, in bytes.
+const COMMAND_LINE_LIMIT: usize = 2048;
+
+impl Settings {
+    /// Reads all variables; `get` gives a variable's value. An empty value means the default.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+        let vars = Variables { get };
+        let default = Self::default();
+        vars.later("IOMMU", "off", |value| value == "on")?;
+        vars.later("FIRMWARE", "direct", |value| {
+            matches!(value, "bios" | "uefi")
+        })?;
+        vars.later("NUMA", "1", |value| {
+            value.parse().is_ok_and(|n: u32| (2..=64).contains(&n))
+        })?;
+        vars.later("EDU", "0", |value| {
+            value.parse().is_ok_and(|n: u32| (1..=16).contains(&n))
+        })?;
+        vars.later("PASSTHROUGH", "", is_pci_address)?;
+        let settings = Self {
+            cpus: vars.number("CPUS", default.cpus, 1, 255)?,
+            mem_mib: vars
+                .get("MEM")
+                .map_or(Ok(default.mem_mib), |value| memory(&value))?,
+            engines: vars.number("IOAT", default.engines, 0, 16)?,
+            channels: vars.number("CHANNELS", default.channels, 1, 31)?,
+            cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
+            irq: match vars.one_of("IRQ", &["msi", "msix", "intx"])? {
+                "msix" => Irq::Msix,
+                "intx" => Irq::Intx,
+                _ => Irq::Msi,
+            },
+            accel: match vars.one_of("ACCEL", &["tcg", "kvm"])? {
+                "kvm" => Accel::Kvm,
+                _ => Accel::Tcg,
+            },
+            serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
+                "socket" => Serial::Socket,
+                _ => Serial::Terminal,
+            },
+            kernel: vars.get("KERNEL").unwrap_or(default.kernel),
+            qemu: vars.get("QEMU"),
+            engine: vars.get("ENGINE"),
+            faults: vars.faults()?,
+            commands: vars.get("CMD"),
+            append: vars.get("APPEND").unwrap_or_default(),
+            timeout_s: vars.number("TIMEOUT", default.timeout_s, 1, 1_000_000)?,
+            gdb_port: vars.number("GDB", default.gdb_port, 1, u16::MAX)?,
+            verbose: vars.one_of("V", &["0", "1"])? == "1",
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What single values do not show.
+    fn check(&self) -> Result<(), Failure> {
+        if let Some(commands) = &self.commands {
+            if commands.contains(['"', '\n', '\r']) {
+                return Err(Failure::usage(
+                    "CMD=…: no double quotes and no line breaks in it",
+                ));
+            }
+            if self.serial == Serial::Socket {
+                return Err(Failure::usage(
+                    "CMD=… reads the console itself: leave SERIAL=socket out",
+                ));
+            }
+        }
+        let line = self.command_line().len();
+        if line > COMMAND_LINE_LIMIT {
+            return Err(Failure::usage(format!(
+                "CMD and APPEND make a kernel command line of {line} bytes: at most {COMMAND_LINE_LIMIT}"
+            )));
+        }
+        for engine in self.faults.iter().filter_map(|(engine, _)| *engine) {
+            if engine >= self.engines {
+                return Err(Failure::usage(format!(
+                    "FAULT names ioat{engine}, and there are {} engines",
+                    self.engines
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel command line.
+    pub fn command_line(&self) -> String {
+        let run = self
+            .commands
+            .as_ref()
+            .map(|commands| format!("run=\"{commands}\""));
+        let append = (!self.append.is_empty()).then(|| self.append.clone());
+        run.into_iter().chain(append).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The `--fault` values of one engine.
+    pub fn faults_of(&self, engine: u32) -> impl Iterator<Item = &str> {
+        self.faults
+            .iter()
+            .filter(move |(only, _)| only.is_none_or(|only| only == engine))
+            .map(|(_, spec)| spec.as_str())
+    }
+}
+
+struct Variables<G> {
+    get: G,
+}
+
+impl<G: Fn(&str) -> Option<String>> Variables<G> {
+    fn get(&self, name: &str) -> Option<String> {
+        (self.get)(name)
+            .map(|value| value.trim().to_string())
+            .filter(|value| !value.is_empty())
+    }
+
+    fn number<N>(&self, name: &str, default: N, min: N, max: N) -> Result<N, Failure>
+    where
+        N: std::str::FromStr + PartialOrd + std::fmt::Display,
+    {
+        let Some(value) = self.get(name) else {
+            return Ok(default);
+        };
+        match value.parse::<N>() {
+            Ok(number) if number >= min && number <= max => Ok(number),
+            _ => Err(bad(name, &value, &format!("a number from {min} to {max}"))),
+        }
+    }
+
+    /// One of `allowed`, the first of which is the default.
+    fn one_of(&self, name: &str, allowed: &[&'static str]) -> Result<&'static str, Failure> {
+        let Some(value) = self.get(name) else {
+            return Ok(allowed[0]);
+        };
+        let known = allowed.iter().find(|known| **known == value);
+        known
+            .copied()
+            .ok_or_else(|| bad(name, &value, &allowed.join(", ")))
+    }
+
+    /// A variable that has only its default today.
+    fn later(
+        &self,
+        name: &str,
+        default: &str,
+        planned: impl Fn(&str) -> bool,
+    ) -> Result<(), Failure> {
+        match self.get(name) {
+            None => Ok(()),
+            Some(value) if value == default => Ok(()),
+            Some(value) if planned(&value) => Err(Failure::usage(format!(
+                "{name}={value} is not supported yet"
+            ))),
+            Some(value) => Err(bad(
+                name,
+                &value,
+                &format!("{default:?} (the only one so far)"),
+            )),
+        }
+    }
+
+    /// Words `SPEC` or `ioatN:SPEC`.
+    fn faults(&self) -> Result<Vec<(Option<u32>, String)>, Failure> {
+        let value = self.get("FAULT").unwrap_or_default();
+        let mut faults = Vec::new();
+        for word in value.split_whitespace() {
+            let fault = match word
+                .strip_prefix("ioat")
+                .and_then(|rest| rest.split_once(':'))
+            {
+                Some((number, spec)) => {
+                    let engine = number.parse().map_err(|_| {
+                        bad(
+                            "FAULT",
+                            word,
+                            "SPEC or ioatN:SPEC, see build/ioat-model --help",
+                        )
+                    })?;
+                    (Some(engine), spec.to_string())
+                }
+                None => (None, word.to_string()),
+            };
+            faults.push(fault);
+        }
+        Ok(faults)
+    }
+}
+
+fn bad(name: &str, value: &str, wanted: &str) -> Failure {
+    Failure::usage(format!("{name}={value}: wants {wanted}"))
+}
+
+/// `256M` or `6G`, in MiB.
+fn memory(value: &str) -> Result<u64, Failure> {
+    let number = |text: &str| text.parse::<u64>().ok();
+    let mib = match (value.strip_suffix('M'), value.strip_suffix('G')) {
+        (Some(mib), _) => number(mib),
+        (_, Some(gib)) => number(gib).and_then(|gib| gib.checked_mul(1024)),
+        _ => None,
+    };
+    mib.filter(|mib| (64..=1024 * 1024).contains(mib))
+        .ok_or_else(|| bad("MEM", value, "64M to 1024G, as in 512M or 6G"))
+}
+
+/// `BB:DD.F`
+fn is_pci_address(text: &str) -> bool {
+    let hex = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    text.split_once(':').is_some_and(|(bus, rest)| {
+        hex(bus, 2)
+            && rest.split_once('.').is_some_and(|(device, function)| {
+                hex(device, 2) && matches!(function.as_bytes(), [b'0'..=b'7'])
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Settings, Failure> {
+        Settings::from_variables(|name| {
+            vars.iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| value.to_string())
+        })
+    }
+
+    #[test]
+    fn nothing_said_means_the_contracts_defaults() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(settings, Settings::default());
+        assert_eq!(
+            (settings.cpus, settings.mem_mib, settings.engines),
+            (4, 512, 2)
+        );
+        assert_eq!((settings.channels, settings.cbver.as_str()), (4, "3.2"));
+        assert_eq!((settings.irq, settings.accel), (Irq::Msi, Accel::Tcg));
+        assert_eq!(read(&[("CPUS", ""), ("QEMU", " ")]).unwrap(), settings);
+        assert_eq!(settings.command_line(), "");
+    }
+
+    #[test]
+    fn good_values_arrive() {
+        let settings = read(&[
+            ("CPUS", "16"),
+            ("MEM", "6G"),
+            ("IOAT", "0"),
+            ("CHANNELS", "1"),
+            ("CBVER", "3.4"),
+            ("IRQ", "intx"),
+            ("ACCEL", "kvm"),
+            ("V", "1"),
+            ("CMD", "version; cpus"),
+            ("APPEND", "loglevel=debug"),
+            ("IOMMU", "off"),
+            ("NUMA", "1"),
+            ("EDU", "0"),
+            ("FIRMWARE", "direct"),
+        ])
+        .unwrap();
+        assert_eq!(
+            (settings.cpus, settings.mem_mib, settings.engines),
+            (16, 6144, 0)
+        );
+        assert_eq!((settings.cbver.as_str(), settings.irq), ("3.4", Irq::Intx));
+        assert_eq!((settings.accel, settings.verbose), (Accel::Kvm, true));
+        assert_eq!(
+            settings.command_line(),
+            "run=\"version; cpus\" loglevel=debug"
+        );
+    }
+
+    #[test]
+    fn bad_values_are_one_line_and_status_2() {
+        let long = "x".repeat(2048);
+        let bad = [
+            ("CPUS", "0"),
+            ("CPUS", "256"),
+            ("CPUS", "four"),
+            ("CPUS", "-1"),
+            ("MEM", "6"),
+            ("MEM", "6T"),
+            ("MEM", "G"),
+            ("MEM", "1M"),
+            ("MEM", "99999999999999999999G"),
+            ("MEM", "18014398509481985G"),
+            ("IOAT", "17"),
+            ("CHANNELS", "0"),
+            ("CBVER", "3"),
+            ("IRQ", "MSI"),
+            ("ACCEL", "xen"),
+            ("SERIAL", "pipe"),
+            ("V", "yes"),
+            ("TIMEOUT", "0"),
+            ("GDB", "65536"),
+            ("IOMMU", "on"),
+            ("IOMMU", "maybe"),
+            ("FIRMWARE", "bios"),
+            ("FIRMWARE", "openfirmware"),
+            ("NUMA", "2"),
+            ("NUMA", "x"),
+            ("EDU", "1"),
+            ("PASSTHROUGH", "00:04.0"),
+            ("PASSTHROUGH", "all"),
+            ("CMD", "echo \"x\""),
+            ("CMD", "a\nb"),
+            ("CMD", long.as_str()),
+            ("FAULT", "ioatx:chancnt=0"),
+            ("FAULT", "ioat2:chancnt=0"),
+        ];
+        for (name, value) in bad {
+            let failure = read(&[(name, value)]).unwrap_err();
+            assert_eq!(failure.status, 2, "{name}={value}");
+            assert!(failure.message.contains(name), "{}", failure.message);
+            assert!(!failure.message.trim_end().contains('\n') || value.contains('\n'));
+        }
+        assert!(
+            read(&[("IOMMU", "on")])
+                .unwrap_err()
+                .message
+                .contains("not supported yet")
+        );
+        assert!(read(&[("CMD", "x"), ("SERIAL", "socket")]).is_err());
+    }
+
+    #[test]
+    fn faults_go_to_all_engines_or_to_one() {
+        let settings = read(&[("FAULT", "chancnt=0 ioat1:hang@100")]).unwrap();
+        assert_eq!(settings.faults_of(0).collect::<Vec<_>>(), ["chancnt=0"]);
+        assert_eq!(
+            settings.faults_of(1).collect::<Vec<_>>(),
+            ["chancnt=0", "hang@100"]
+        );
+    }
+}

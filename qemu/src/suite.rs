@@ -1,0 +1,103 @@
+//! `make test`: every phase, its output passed through, and one closing line with the sums.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::failure::{Context, Failure};
+use crate::tally::Counter;
+
+/// What is run, in this order: name, arguments of cargo.
+const PHASES: [(&str, &[&str]); 4] = [
+    (
+        "machine interface",
+        &["test", "--no-fail-fast", "-p", "hal", "--features", "host"],
+    ),
+    (
+        "crates on the host",
+        &[
+            "test",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "longshore-boot",
+            "--exclude",
+            "hal",
+            "--exclude",
+            "longshore-qemu",
+        ],
+    ),
+    (
+        "launcher",
+        &[
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "longshore-qemu",
+            "--lib",
+            "--bins",
+        ],
+    ),
+    // Two machines at a time: more of them on a small machine take longer for each, not less in all.
+    (
+        "co-simulation and machines",
+        &[
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "longshore-qemu",
+            "--test",
+            "*",
+            "--",
+            "--test-threads=2",
+        ],
+    ),
+];
+
+/// Runs all phases; true when nothing failed and no more than `allowed_skips` tests were skipped.
+pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
+    let mut counter = Counter::default();
+    for (name, args) in PHASES {
+        say(&format!("== {name}: cargo {}\n", args.join(" ")))?;
+        let success = phase(root, args, &mut counter)?;
+        counter.phase_ended(success);
+    }
+    let tally = counter.tally();
+    if tally.skipped > allowed_skips {
+        say(&format!(
+            "more tests were skipped than SKIPS={allowed_skips} allows\n"
+        ))?;
+    }
+    say(&format!("{tally}\n"))?;
+    Ok(tally.failed == 0 && tally.skipped <= allowed_skips)
+}
+
+fn phase(root: &Path, args: &[&str], counter: &mut Counter) -> Result<bool, Failure> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Command::new(cargo)
+        .args(args)
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    if let Some(stdout) = child.stdout.take() {
+        let mut stdout = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while stdout.read_until(b'\n', &mut line).context("cargo")? > 0 {
+            let text = String::from_utf8_lossy(&line);
+            say(&text)?;
+            counter.line(text.trim_end());
+            line.clear();
+        }
+    }
+    Ok(child.wait().context("cargo")?.success())
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("standard output")
+}
