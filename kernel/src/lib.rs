@@ -28,6 +28,8 @@ pub mod command_line;
 pub mod console;
 pub mod drivers;
 pub mod irq;
+#[cfg(all(target_os = "none", feature = "ktest"))]
+pub mod ktest;
 #[cfg(target_os = "none")]
 pub mod logging;
 pub mod mm;

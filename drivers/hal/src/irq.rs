@@ -1,7 +1,8 @@
 //! Interrupts as drivers see them: lines that can be awaited.
 //!
-//! The kernel's handler only calls [`IrqEvent::raise`], which counts. Later, in task context and
-//! on the same CPU, the kernel calls [`IrqEvent::wake`]. A driver never runs in an interrupt.
+//! The kernel's handler only notes that the interrupt came. Later, in task context and on the same
+//! CPU, the kernel calls [`IrqEvent::raise`], which counts, and [`IrqEvent::wake`]. A driver never
+//! runs in an interrupt.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -52,7 +53,7 @@ pub struct IrqEvent {
 }
 
 impl IrqEvent {
-    /// Counts an arrival. For the kernel's handler: takes no lock, wakes nobody.
+    /// Counts an arrival, before [`IrqEvent::wake`]. Takes no lock, wakes nobody; any context.
     pub fn raise(&self) {
         self.count.fetch_add(1, Ordering::Release);
     }
@@ -65,6 +66,19 @@ impl IrqEvent {
     /// How many interrupts have arrived.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Waits until more than `seen` have arrived, and says how many. One task at a time.
+    /// Cancel-safe.
+    pub async fn beyond(&self, seen: u64) -> u64 {
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            match self.count() {
+                count if count > seen => Poll::Ready(count),
+                _ => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 
@@ -158,16 +172,7 @@ impl IrqLine {
         if self.kind == IrqKind::Intx && self.event.count() == self.seen {
             self.ops.unmask(self.kind, self.index);
         }
-        let (event, seen) = (&self.event, self.seen);
-        let now = poll_fn(|cx| {
-            event.waker.register(cx.waker());
-            match event.count() {
-                count if count == seen => Poll::Pending,
-                count => Poll::Ready(count),
-            }
-        })
-        .await;
-        self.seen = now;
+        self.seen = self.event.beyond(self.seen).await;
     }
 }
 

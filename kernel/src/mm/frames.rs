@@ -6,10 +6,8 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use buddy_system_allocator::Heap;
-use spin::Mutex;
-
 use super::PAGE;
+use buddy_system_allocator::Heap;
 
 /// The zones' ends: the first is within reach of 28-bit devices, the second of 32-bit devices.
 const ENDS: [u64; 3] = [1 << 28, 1 << 32, u64::MAX];
@@ -127,7 +125,7 @@ impl Frames {
 
 /// The machine's memory.
 #[cfg(target_os = "none")]
-pub static FRAMES: Mutex<Frames> = Mutex::new(Frames::new(super::DIRECT));
+pub static FRAMES: spin::Mutex<Frames> = spin::Mutex::new(Frames::new(super::DIRECT));
 
 #[cfg(test)]
 mod tests {

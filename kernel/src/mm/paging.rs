@@ -176,6 +176,40 @@ pub fn is_mapped(virt: u64) -> bool {
             .is_some()
 }
 
+/// Calls `each` with the address of every page that is mapped, whatever its size, and whether it
+/// can be written and executed.
+pub fn for_each_page(mut each: impl FnMut(u64, bool, bool)) {
+    with_tables(|tables| walk(tables.level_4_table(), 4, 0, true, true, &mut each));
+}
+
+fn walk(
+    table: &PageTable,
+    level: u8,
+    base: u64,
+    writable: bool,
+    executable: bool,
+    each: &mut impl FnMut(u64, bool, bool),
+) {
+    let shift = 12 + 9 * (level - 1);
+    for (index, entry) in table.iter().enumerate() {
+        let flags = entry.flags();
+        if !flags.contains(PageTableFlags::PRESENT) {
+            continue;
+        }
+        let virt = VirtAddr::new_truncate(base | (index as u64) << shift).as_u64();
+        let writable = writable && flags.contains(PageTableFlags::WRITABLE);
+        let executable = executable && !flags.contains(PageTableFlags::NO_EXECUTE);
+        if level == 1 || flags.contains(PageTableFlags::HUGE_PAGE) {
+            each(virt, writable, executable);
+        } else {
+            // SAFETY: a table of this hierarchy, in memory that the direct map covers; `TABLES` is
+            // held.
+            let below = unsafe { &*super::direct(entry.addr().as_u64()).cast::<PageTable>() };
+            walk(below, level - 1, virt, writable, executable, each);
+        }
+    }
+}
+
 /// Takes the mapping of `len` bytes at `virt` away, calling `each` with the physical address and
 /// length of each page that was mapped. Other CPUs may see the mapping until the barrier.
 pub fn unmap(virt: u64, len: u64, mut each: impl FnMut(u64, u64)) {

@@ -25,6 +25,8 @@ const PIT_HZ: u64 = 1_193_182;
 const MEASURE: Duration = Duration::from_millis(10);
 
 static BASE: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds at [`BASE`].
+static OFFSET: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds in 2^32 ticks; until measured, as if the TSC ran at 2 GHz.
 static NANOS: AtomicU64 = AtomicU64::new(1 << 31);
 static SOURCE: Once<&'static str> = Once::new();
@@ -146,7 +148,8 @@ pub fn describe() -> (&'static str, u64) {
 /// Nanoseconds since [`start`]. Any context.
 pub fn now_ns() -> u64 {
     let ticks = tsc().wrapping_sub(BASE.load(Ordering::Relaxed));
-    (u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed)) >> 32) as u64
+    let passed = (u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed)) >> 32) as u64;
+    OFFSET.load(Ordering::Relaxed) + passed
 }
 
 /// Waits without giving the CPU away.

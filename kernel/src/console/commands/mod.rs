@@ -3,6 +3,7 @@
 mod crash;
 mod machine;
 mod pci;
+mod test;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -30,22 +31,22 @@ pub struct Command {
     pub run: fn(Vec<String>) -> CommandFuture,
 }
 
-/// A command that needs no waiting.
+/// A command, asynchronous or one that needs no waiting.
 macro_rules! command {
-    ($name:literal, $usage:literal, $about:literal, $run:path) => {
-        Command {
-            name: $name,
-            usage: $usage,
-            about: $about,
-            run: |args| Box::pin(async move { $run(&args) }),
-        }
-    };
     ($name:literal, $usage:literal, $about:literal, async $run:path) => {
         Command {
             name: $name,
             usage: $usage,
             about: $about,
             run: |args| Box::pin($run(args)),
+        }
+    };
+    ($name:literal, $usage:literal, $about:literal, $run:path) => {
+        Command {
+            name: $name,
+            usage: $usage,
+            about: $about,
+            run: |args| Box::pin(async move { $run(&args) }),
         }
     };
 }
@@ -82,6 +83,12 @@ static COMMANDS: &[Command] = &[
     command!("slots", "", "PCI Express slots and their state", pci::slots),
     command!("jobs", "", "commands in the background", list_jobs),
     command!("stop", "N", "stops a command in the background", stop),
+    command!(
+        "test",
+        "[SUITE]",
+        "the test suites in the kernel",
+        async test::test
+    ),
     command!(
         "crash",
         "panic|stack|fault",
