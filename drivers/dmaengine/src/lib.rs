@@ -1,4 +1,52 @@
-//! To be written.
+//! DMA devices, their channels, and the operations that clients run on them.
+//!
+//! A provider (a driver such as `ioat`) registers a [`DmaDevice`] with its channels at a
+//! [`Registry`]; a client requests a [`Channel`], prepares operations on owned buffer slices,
+//! submits them, rings once for all of them with [`Channel::issue_pending`], and awaits their
+//! fences. Where no device serves, the CPU does, as the channel `cpu`.
+//!
+//! Who owns the memory: a prepared [`Descriptor`] owns its buffers, a submitted operation carries
+//! them into the provider's ring, and its completion hands them back to whoever awaits. Nobody
+//! can touch them in between, and a client that gives up frees nothing that a device still uses.
+//! Addresses appear nowhere: the provider maps an operation when it enters its ring, so that the
+//! same operation can run on another device.
+//!
+//! Everything runs in task context. Lock order: a channel's submit lock → the provider's locks;
+//! fences are signalled outside all of them.
+//!
+//! Names follow Linux's dmaengine (Documentation/driver-api/dmaengine/client.rst, provider.rst).
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod capability;
+mod chan;
+mod channel;
+mod copy;
+mod cpu;
+mod device;
+mod life;
+mod operation;
+mod provider;
+mod registry;
+mod submitted;
+mod wait;
+mod work;
+
+pub mod dmatest;
+#[cfg(test)]
+mod mock;
+
+pub use capability::{Capabilities, Flags};
+pub use chan::{Counters, DmaChan};
+pub use channel::{Channel, PrepError, PrepReason, SubmitError};
+pub use copy::{Copied, CopyError};
+pub use device::{DeviceInfo, DmaDevice};
+pub use life::RequestError;
+pub use operation::{Cookie, Operation};
+pub use provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
+pub use registry::{RegisterError, Registry, Removal, registry};
+pub use submitted::{Finished, Submitted};
+pub use work::{Descriptor, Interrupt, Kind, Memcpy, Memset, Work};

@@ -1,0 +1,65 @@
+//! What devices can do, and what clients ask of one operation.
+
+use core::fmt;
+
+bitflags::bitflags! {
+    /// What a device can do. Linux: enum dma_transaction_type.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Capabilities: u32 {
+        /// Copies memory.
+        const MEMCPY = 1 << 0;
+        /// Fills memory with a byte.
+        const MEMSET = 1 << 1;
+        /// Writes the exclusive or of several sources.
+        const XOR = 1 << 2;
+        /// Checks that sources and destination cancel out.
+        const XOR_VAL = 1 << 3;
+        /// Computes the two parities of RAID 6.
+        const PQ = 1 << 4;
+        /// Checks them.
+        const PQ_VAL = 1 << 5;
+        /// Interrupts without moving data.
+        const INTERRUPT = 1 << 6;
+        /// Not for everybody: its channels are had by request only.
+        const PRIVATE = 1 << 7;
+    }
+}
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, _)) in self.iter_names().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            for letter in name.chars() {
+                write!(f, "{}", letter.to_ascii_lowercase())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+bitflags::bitflags! {
+    /// What a client asks of one operation. Linux: enum dma_ctrl_flags.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u32 {
+        /// Its completion interrupts. Without it the client polls; a client that only awaits is
+        /// still woken, but as late as the provider's watchdog looks.
+        const INTERRUPT = 1 << 0;
+        /// It starts after all earlier operations of its channel have completed.
+        const FENCE = 1 << 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn capabilities_print_in_lower_case() {
+        let caps = Capabilities::MEMCPY | Capabilities::XOR_VAL | Capabilities::INTERRUPT;
+        assert_eq!(caps.to_string(), "memcpy,xor_val,interrupt");
+        assert_eq!(Capabilities::empty().to_string(), "");
+    }
+}

@@ -1,0 +1,265 @@
+//! A channel as the layer keeps it, and the handle by which everybody may look at it.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use dma_fence::{Fence, FenceError, next_context};
+use spin::Mutex;
+
+use crate::device::DeviceInfo;
+use crate::life::Life;
+use crate::operation::{Back, Completion, Cookie, Operation};
+use crate::provider::{ChannelOps, SubmitReason};
+use crate::submitted::Submitted;
+use crate::wait::WaitList;
+use crate::work::{Descriptor, Kind, Work};
+
+/// What a channel has done since it was registered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Copies completed without error.
+    pub copies: u64,
+    /// Fills completed without error.
+    pub fills: u64,
+    /// Bytes written by both.
+    pub bytes: u64,
+    /// Operations that ended with an error.
+    pub errors: u64,
+}
+
+pub(crate) struct Chan {
+    pub(crate) name: String,
+    pub(crate) info: Arc<DeviceInfo>,
+    pub(crate) ops: Arc<dyn ChannelOps>,
+    pub(crate) life: Life,
+    /// Of the fences of this channel's operations.
+    context: u64,
+    /// The next cookie. Its lock orders submissions, so that cookies follow the ring.
+    submit: Mutex<u64>,
+    /// Set under the submit lock: nothing enters afterwards.
+    closed: AtomicBool,
+    in_flight: AtomicUsize,
+    /// Operations that have left the ring: tells who waits for room that there may be some.
+    left: AtomicU64,
+    room: WaitList,
+    copies: AtomicU64,
+    fills: AtomicU64,
+    bytes: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Chan {
+    pub(crate) fn new(name: String, info: Arc<DeviceInfo>, ops: Arc<dyn ChannelOps>) -> Self {
+        Self {
+            name,
+            info,
+            ops,
+            life: Life::default(),
+            context: next_context(),
+            submit: Mutex::new(1),
+            closed: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
+            room: WaitList::default(),
+            copies: AtomicU64::new(0),
+            fills: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Lets nothing enter any more. On return every operation that entered before is counted.
+    pub(crate) fn close(&self) {
+        {
+            let _order = self.submit.lock();
+            self.closed.store(true, Ordering::Release);
+        }
+        self.room.wake_all();
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Submits, or gives the descriptor back.
+    pub(crate) fn submit<K: Kind>(
+        self: &Arc<Self>,
+        descriptor: Descriptor<K>,
+    ) -> Result<Submitted<K>, (Descriptor<K>, SubmitReason)> {
+        if !Arc::ptr_eq(self, &descriptor.chan) {
+            return Err((descriptor, SubmitReason::Foreign));
+        }
+        let mut next = self.submit.lock();
+        if self.is_closed() {
+            return Err((descriptor, SubmitReason::Gone));
+        }
+        let Descriptor {
+            chan,
+            work,
+            flags,
+            kind,
+        } = descriptor;
+        let cookie = Cookie(*next);
+        let (signaler, fence) = Fence::new(self.context, cookie.0);
+        let back = Back::default();
+        let completion = Completion {
+            chan: chan.clone(),
+            cookie,
+            flags,
+            back: back.clone(),
+            signaler: Some(signaler),
+        };
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        match self.ops.submit(Operation::new(work, completion)) {
+            Ok(()) => {
+                *next += 1;
+                Ok(Submitted {
+                    cookie,
+                    fence,
+                    back,
+                    kind: PhantomData,
+                })
+            }
+            Err(rejected) => {
+                drop(next);
+                let reason = rejected.reason;
+                let work = rejected.operation.refuse();
+                let descriptor = Descriptor {
+                    chan,
+                    work,
+                    flags,
+                    kind,
+                };
+                Err((descriptor, reason))
+            }
+        }
+    }
+
+    /// As [`Chan::submit`], but waits for room. What waits in the ring is issued: else there
+    /// might never be any.
+    pub(crate) async fn submit_wait<K: Kind>(
+        self: &Arc<Self>,
+        mut descriptor: Descriptor<K>,
+    ) -> Result<Submitted<K>, (Descriptor<K>, SubmitReason)> {
+        loop {
+            let left = self.left.load(Ordering::Acquire);
+            match self.submit(descriptor) {
+                Err((back, SubmitReason::Full)) => descriptor = back,
+                other => return other,
+            }
+            self.ops.issue_pending();
+            let changed = || self.left.load(Ordering::Acquire) != left || self.is_closed();
+            self.room.until(|| changed().then_some(())).await;
+        }
+    }
+
+    /// Counts an operation that has ended.
+    pub(crate) fn count(&self, work: &Work, result: Result<(), FenceError>) {
+        if result.is_err() {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        match work {
+            Work::Memcpy { .. } => self.copies.fetch_add(1, Ordering::Relaxed),
+            Work::Memset { .. } => self.fills.fetch_add(1, Ordering::Relaxed),
+            Work::Interrupt => return,
+        };
+        self.bytes.fetch_add(work.len() as u64, Ordering::Relaxed);
+    }
+
+    /// An operation was refused: it makes no room for others.
+    pub(crate) fn withdraw(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Release);
+    }
+
+    /// An operation has left the ring.
+    pub(crate) fn leave(&self) {
+        self.left.fetch_add(1, Ordering::Release);
+        self.in_flight.fetch_sub(1, Ordering::Release);
+        self.room.wake_all();
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        Counters {
+            copies: self.copies.load(Ordering::Relaxed),
+            fills: self.fills.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A handle to look at a channel, or to request it. It keeps nothing running.
+#[derive(Clone)]
+pub struct DmaChan {
+    pub(crate) inner: Arc<Chan>,
+}
+
+impl DmaChan {
+    /// Its name, such as `dma0chan0`, or `cpu`.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The device it belongs to.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> Counters {
+        self.inner.counters()
+    }
+
+    /// How many clients hold it.
+    pub fn clients(&self) -> usize {
+        self.inner.life.clients()
+    }
+
+    /// Whether the provider's resources for it are allocated: it has a ring.
+    pub fn is_running(&self) -> bool {
+        self.inner.life.is_running()
+    }
+
+    /// How many operations are in its ring.
+    pub fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+
+    /// Whether its device was removed.
+    pub fn is_gone(&self) -> bool {
+        self.inner.is_closed()
+    }
+}
+
+/// `NAME clients=N refs=N copies=N bytes=N errors=N`, the console's line.
+impl fmt::Display for DmaChan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counters {
+            copies,
+            bytes,
+            errors,
+            ..
+        } = self.counters();
+        write!(
+            f,
+            "{} clients={} refs={} copies={copies} bytes={bytes} errors={errors}",
+            self.name(),
+            self.clients(),
+            self.in_flight(),
+        )
+    }
+}
+
+impl fmt::Debug for DmaChan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaChan({self})")
+    }
+}

@@ -1,0 +1,103 @@
+//! A device with its channels.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::capability::Capabilities;
+use crate::chan::{Chan, DmaChan};
+
+/// What a provider says of its device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// For people: driver and place, such as `ioat 01:00.0`.
+    pub provider: String,
+    /// What its channels can do.
+    pub capabilities: Capabilities,
+    /// Log2 of the alignment in bytes that addresses and lengths need; 0 for any.
+    pub copy_align: u8,
+    /// Bytes that one operation moves at most, however many descriptors that takes.
+    pub max_transfer: usize,
+    /// Address lines: the device reaches memory below 2 to this power.
+    pub address_bits: u8,
+    /// The NUMA node it is near to.
+    pub node: Option<u32>,
+}
+
+/// A registered device: `dma0`, with its channels `dma0chan0`, …
+#[derive(Clone)]
+pub struct DmaDevice {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    number: u32,
+    info: Arc<DeviceInfo>,
+    channels: Vec<Arc<Chan>>,
+}
+
+impl DmaDevice {
+    pub(crate) fn new(number: u32, info: Arc<DeviceInfo>, channels: Vec<Arc<Chan>>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                number,
+                info,
+                channels,
+            }),
+        }
+    }
+
+    /// Its number, which is free again when it is removed.
+    pub fn number(&self) -> u32 {
+        self.inner.number
+    }
+
+    /// What the provider says of it.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// Its channels, in order.
+    pub fn channels(&self) -> impl Iterator<Item = DmaChan> + '_ {
+        self.chans().iter().map(|inner| DmaChan {
+            inner: inner.clone(),
+        })
+    }
+
+    pub(crate) fn chans(&self) -> &[Arc<Chan>] {
+        &self.inner.channels
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+/// `dmaN PROVIDER caps=LIST channels=N align=BYTES max=BYTES bits=N`.
+impl fmt::Display for DmaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.info();
+        write!(
+            f,
+            "dma{} {} caps={} channels={} align={} max={} bits={}",
+            self.number(),
+            info.provider,
+            info.capabilities,
+            self.chans().len(),
+            1u64 << info.copy_align,
+            info.max_transfer,
+            info.address_bits
+        )?;
+        match info.node {
+            Some(node) => write!(f, " node={node}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for DmaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaDevice({self})")
+    }
+}

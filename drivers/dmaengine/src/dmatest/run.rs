@@ -1,0 +1,481 @@
+//! A run of the test client: channels, threads, summaries.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use dma_fence::{Context, Fence, Signaler};
+use hal::dma::Memory;
+use hal::time::{Duration, Instant};
+use spin::Mutex;
+
+use super::params::{ParamError, Params, TestType};
+use super::random::Random;
+use super::thread::{Report, Thread};
+use crate::capability::Capabilities;
+use crate::chan::DmaChan;
+use crate::channel::Channel;
+use crate::life::RequestError;
+use crate::registry::{Registry, names};
+
+/// Where the lines go, one call a line, without its end.
+pub type Output = Arc<dyn Fn(fmt::Arguments<'_>) + Send + Sync>;
+
+/// What all threads together did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Threads.
+    pub threads: usize,
+    /// Tests of all threads.
+    pub tests: u64,
+    /// Tests that failed.
+    pub failures: u64,
+    /// Bytes that operations moved.
+    pub bytes: u64,
+}
+
+/// Why there was no run: one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunError {
+    /// A parameter is wrong.
+    Param(ParamError),
+    /// A channel could not be had.
+    Request(String, RequestError),
+    /// There is no memory for the buffers.
+    Memory {
+        /// Bytes of each.
+        test_buf_size: usize,
+        /// How many.
+        buffers: usize,
+    },
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Param(error) => error.fmt(f),
+            Self::Request(name, error) => write!(f, "{name}: {error}"),
+            Self::Memory {
+                test_buf_size,
+                buffers,
+            } => write!(
+                f,
+                "test_buf_size={test_buf_size}: larger than memory, {buffers} buffers of it"
+            ),
+        }
+    }
+}
+
+impl From<ParamError> for RunError {
+    fn from(error: ParamError) -> Self {
+        Self::Param(error)
+    }
+}
+
+/// Stops the threads when the run ends, finished or dropped.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A thread that was started.
+struct Started {
+    name: String,
+    done: Fence,
+    report: Arc<Mutex<Option<Report>>>,
+}
+
+/// Runs the test that `words` describe, on the devices of `registry`, to its end.
+pub async fn run<'a>(
+    registry: &Registry,
+    words: impl IntoIterator<Item = &'a str>,
+    out: &Output,
+) -> Result<Summary, RunError> {
+    let params = Arc::new(Params::parse(words)?);
+    let chans = choose(registry, &params, out)?;
+    for chan in &chans {
+        check(chan, &params)?;
+    }
+    let mut buffers = buffers(&params, chans.len() * params.threads_per_chan)?;
+    let mut channels = Vec::new();
+    for chan in &chans {
+        channels.push(request(registry, chan).await?);
+    }
+    let stop = Stop(Arc::default());
+    let mut threads = Vec::new();
+    for channel in &channels {
+        let count = params.threads_per_chan;
+        out(format_args!(
+            "dmatest: Started {count} threads using {}",
+            channel.name()
+        ));
+        for index in 0..count {
+            let Some((src, dst)) = buffers.pop() else {
+                break;
+            };
+            threads.push(spawn(Thread {
+                name: thread_name(channel, params.dmatest, index),
+                channel: channel.clone(),
+                params: params.clone(),
+                stop: stop.0.clone(),
+                out: out.clone(),
+                src,
+                dst,
+                random: Random::new(Instant::now().as_nanos() ^ (threads.len() as u64) << 56),
+            }));
+        }
+    }
+    let mut summary = Summary::default();
+    for thread in threads {
+        // An abandoned thread shows as one without a report.
+        let _ = thread.done.wait().await;
+        let report = thread.report.lock().take().unwrap_or_default();
+        summarize(&thread.name, &report, out);
+        summary.threads += 1;
+        summary.tests += report.tests;
+        summary.failures += report.failures;
+        summary.bytes += report.bytes;
+    }
+    drop(stop);
+    for channel in channels {
+        // The threads have ended and so dropped theirs.
+        if let Some(channel) = Arc::into_inner(channel) {
+            channel.release().await;
+        }
+    }
+    Ok(summary)
+}
+
+/// The channels to test.
+fn choose(registry: &Registry, params: &Params, out: &Output) -> Result<Vec<DmaChan>, ParamError> {
+    let capability = capability(params.dmatest);
+    if let Some(name) = &params.channel {
+        let Some(chan) = registry.channel(name) else {
+            let names = names(registry);
+            return Err(ParamError(format!(
+                "channel={name}: no such channel (there are: {names})"
+            )));
+        };
+        if !chan.info().capabilities.contains(capability) {
+            return Err(ParamError(format!("channel={name}: cannot {capability}")));
+        }
+        return Ok(Vec::from([chan]));
+    }
+    let mut chans = registry.channels();
+    chans.retain(|chan| chan.info().capabilities.contains(capability));
+    if params.max_channels > 0 {
+        chans.truncate(params.max_channels);
+    }
+    if chans.is_empty() {
+        out(format_args!(
+            "dmatest: no engine found that can {capability}, the CPU does it"
+        ));
+        chans.push(registry.cpu());
+    }
+    Ok(chans)
+}
+
+/// Whether the parameters fit the channel.
+fn check(chan: &DmaChan, params: &Params) -> Result<(), ParamError> {
+    let info = chan.info();
+    let (name, transfer, limit) = (chan.name(), params.transfer_size, info.max_transfer);
+    if transfer > limit {
+        return Err(ParamError(format!(
+            "transfer_size={transfer}: {name} moves at most {limit} bytes at once"
+        )));
+    }
+    if params.test_buf_size >> info.copy_align == 0 {
+        return Err(ParamError(format!(
+            "test_buf_size={}: {name} needs an alignment of {} bytes",
+            params.test_buf_size,
+            1u64 << info.copy_align
+        )));
+    }
+    Ok(())
+}
+
+fn buffers(params: &Params, pairs: usize) -> Result<Vec<(Memory, Memory)>, RunError> {
+    let size = params.test_buf_size;
+    (0..pairs)
+        .map(|_| Ok((Memory::new(size)?, Memory::new(size)?)))
+        .collect::<Result<_, hal::dma::OutOfMemory>>()
+        .map_err(|_| RunError::Memory {
+            test_buf_size: size,
+            buffers: 2 * pairs,
+        })
+}
+
+/// The CPU serves everybody; an engine's channel is requested for the test alone.
+async fn request(registry: &Registry, chan: &DmaChan) -> Result<Arc<Channel>, RunError> {
+    let channel = if chan.name() == registry.cpu().name() {
+        chan.share().await
+    } else {
+        chan.request().await
+    };
+    channel
+        .map(Arc::new)
+        .map_err(|error| RunError::Request(chan.name().to_string(), error))
+}
+
+fn spawn(thread: Thread) -> Started {
+    static NEXT: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+    let (signaler, done): (Signaler, Fence) = Context::new().fence();
+    let report = Arc::new(Mutex::new(None));
+    let started = Started {
+        name: thread.name.clone(),
+        done,
+        report: report.clone(),
+    };
+    let cpu = NEXT.fetch_add(1, Ordering::Relaxed) % hal::cpu::possible().max(1);
+    hal::task::spawn_on("dmatest", cpu, async move {
+        let found = thread.run().await;
+        *report.lock() = Some(found);
+        signaler.signal(Ok(()));
+    });
+    started
+}
+
+fn capability(test: TestType) -> Capabilities {
+    match test {
+        TestType::Copy => Capabilities::MEMCPY,
+        TestType::Set => Capabilities::MEMSET,
+    }
+}
+
+fn thread_name(channel: &Channel, test: TestType, index: usize) -> String {
+    let what = match test {
+        TestType::Copy => "copy",
+        TestType::Set => "set",
+    };
+    format!("{}-{what}{index}", channel.name())
+}
+
+fn summarize(name: &str, report: &Report, out: &Output) {
+    let Report {
+        tests,
+        failures,
+        bytes,
+        time,
+        ended_by,
+    } = *report;
+    let iops = per_second(u128::from(tests) * 100, time);
+    let kilobytes = per_second(u128::from(bytes) / 1024, time);
+    out(format_args!(
+        "dmatest: {name}: summary {tests} tests, {failures} failures {}.{:02} iops {kilobytes} KB/s \
+         ({ended_by})",
+        iops / 100,
+        iops % 100,
+    ));
+}
+
+fn per_second(count: u128, time: Duration) -> u128 {
+    (count * 1_000_000_000)
+        .checked_div(time.as_nanos())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::{self, Mock};
+    use dma_fence::FenceError;
+    use hal::host::block_on;
+    use hal::time::{sleep, timeout};
+    use std::vec;
+
+    type Lines = Arc<Mutex<Vec<String>>>;
+
+    fn output() -> (Output, Lines) {
+        let lines = Lines::default();
+        let sink = lines.clone();
+        (
+            Arc::new(move |line| sink.lock().push(line.to_string())),
+            lines,
+        )
+    }
+
+    fn run_line(registry: &Registry, line: &str) -> (Result<Summary, RunError>, Vec<String>) {
+        let (out, lines) = output();
+        let result = block_on(run(registry, line.split_whitespace(), &out));
+        let lines = lines.lock().clone();
+        (result, lines)
+    }
+
+    fn with(mock: &Arc<Mock>) -> Registry {
+        let registry = Registry::new();
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        registry
+    }
+
+    #[test]
+    fn without_engines_the_cpu_is_tested_and_said_so() {
+        let (result, lines) = run_line(&Registry::new(), "iterations=50");
+        let summary = result.unwrap();
+        assert_eq!((summary.tests, summary.failures), (50, 0));
+        assert_eq!(
+            lines[0],
+            "dmatest: no engine found that can memcpy, the CPU does it"
+        );
+        assert_eq!(lines[1], "dmatest: Started 1 threads using cpu");
+        let last = &lines[2];
+        assert!(
+            last.starts_with("dmatest: cpu-copy0: summary 50 tests, 0 failures "),
+            "{last}"
+        );
+        assert!(last.ends_with(" KB/s (0)"), "{last}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn threads_report_one_line_each_and_let_go() {
+        let mock = Mock::eager(8);
+        let registry = with(&mock);
+        let (result, lines) = run_line(&registry, "iterations=20 threads_per_chan=4");
+        let summary = result.unwrap();
+        assert_eq!(
+            (summary.threads, summary.tests, summary.failures),
+            (4, 80, 0)
+        );
+        for index in 0..4 {
+            let start =
+                std::format!("dmatest: dma0chan0-copy{index}: summary 20 tests, 0 failures ");
+            assert!(
+                lines.iter().any(|line| line.starts_with(&start)),
+                "{lines:?}"
+            );
+        }
+        let chan = registry.channel("dma0chan0").unwrap();
+        assert_eq!((chan.clients(), chan.is_running()), (0, false));
+        assert_eq!(chan.counters().copies, 80);
+    }
+
+    #[test]
+    fn fills_are_tested_too() {
+        let registry = with(&Mock::eager(8));
+        let (result, lines) = run_line(&registry, "dmatest=1 iterations=30 polled=1");
+        assert_eq!(result.unwrap().failures, 0);
+        assert!(lines[1].starts_with("dmatest: dma0chan0-set0: summary 30 tests, 0 failures"));
+    }
+
+    #[test]
+    fn a_wrong_byte_is_found() {
+        let mock = Mock::eager(8);
+        mock.state.lock().corrupt = true;
+        let (result, lines) = run_line(&with(&mock), "iterations=3 norandom=1 test_buf_size=256");
+        assert_eq!(result.unwrap().failures, 3);
+        assert_eq!(
+            lines[1],
+            "dmatest: dma0chan0-copy0: dstbuf[0x0] not copied! Expected df, got de"
+        );
+        assert_eq!(
+            lines[2],
+            "dmatest: dma0chan0-copy0: result #1: 'data error' with src_off=0x0 dst_off=0x0 \
+             len=0x100 (1)"
+        );
+        assert!(
+            lines[7].contains("summary 3 tests, 3 failures "),
+            "{lines:?}"
+        );
+        let (result, _) = run_line(&with(&mock), "iterations=3 noverify=1");
+        assert_eq!(result.unwrap().failures, 0, "nobody looks");
+    }
+
+    #[test]
+    fn an_operation_that_never_completes_times_out_and_the_next_is_tried() {
+        let (result, lines) = run_line(&with(&Mock::new(8)), "iterations=2 timeout=10");
+        assert_eq!(result.unwrap().failures, 2);
+        assert!(
+            lines[1].contains("result #1: 'test timed out' with src_off="),
+            "{lines:?}"
+        );
+        assert!(
+            lines[2].contains("result #2: 'test timed out'"),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn an_operation_that_fails_is_counted() {
+        let mock = Mock::new(8);
+        let registry = with(&mock);
+        let thread = std::thread::spawn(move || {
+            for result in [
+                Err(FenceError::Device(0x400)),
+                Ok(()),
+                Err(FenceError::Gone),
+            ] {
+                while !mock.finish(result) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let (result, lines) = run_line(&registry, "iterations=100");
+        thread.join().unwrap();
+        let summary = result.unwrap();
+        assert_eq!(
+            (summary.tests, summary.failures),
+            (3, 2),
+            "it ends when the device is gone"
+        );
+        assert!(
+            lines[1].contains("'completion error status: device error 0x400'"),
+            "{lines:?}"
+        );
+        assert!(lines[2].contains("result #3: 'device gone'"), "{lines:?}");
+        assert!(lines[3].ends_with("(-19)"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_dropped_run_stops_its_threads() {
+        let mock = Mock::eager(8);
+        let registry = with(&mock);
+        let (out, _) = output();
+        let limit = Duration::from_millis(20);
+        let endless = run(&registry, ["iterations=0"], &out);
+        assert!(block_on(timeout(limit, endless)).is_err());
+        let chan = registry.channel("dma0chan0").unwrap();
+        block_on(async {
+            while chan.clients() > 0 || chan.is_running() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert_eq!(Arc::strong_count(&out), 1);
+    }
+
+    #[test]
+    fn wrong_parameters_run_nothing() {
+        let registry = with(&Mock::eager(8));
+        for (line, part) in [
+            (
+                "channel=dma9chan9",
+                "channel=dma9chan9: no such channel (there are: dma0chan0 cpu)",
+            ),
+            ("test_buf_size=1000000000000", "larger than memory"),
+            (
+                "transfer_size=2000000 test_buf_size=2000000",
+                "moves at most 1048576 bytes",
+            ),
+            ("threads_per_chan=0", "expected 1 to 256"),
+            ("what=1", "unknown parameter"),
+        ] {
+            let (result, lines) = run_line(&registry, line);
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(part), "{line}: {error}");
+            assert!(lines.is_empty(), "{lines:?}");
+        }
+        let chan = registry.channel("dma0chan0").unwrap();
+        let held = block_on(chan.request()).unwrap();
+        let (result, _) = run_line(&registry, "channel=dma0chan0 iterations=1");
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "dma0chan0: the channel is busy"
+        );
+        drop(held);
+    }
+}

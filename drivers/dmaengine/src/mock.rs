@@ -1,0 +1,149 @@
+//! A provider whose hardware is the test: operations stay in its ring until told to finish.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use dma_fence::{Context, Fence, FenceError};
+use spin::Mutex;
+
+use crate::capability::Capabilities;
+use crate::device::DeviceInfo;
+use crate::operation::Operation;
+use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
+
+pub(crate) struct Mock {
+    pub(crate) state: Mutex<State>,
+    slots: usize,
+    context: Context,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) ring: VecDeque<Operation>,
+    pub(crate) issued: usize,
+    pub(crate) doorbells: usize,
+    pub(crate) starts: usize,
+    pub(crate) stops: usize,
+    pub(crate) refuse_start: Option<StartError>,
+    /// Finishes everything that is issued at once.
+    pub(crate) eager: bool,
+    /// Does not terminate, as hardware that is stuck.
+    pub(crate) stuck: bool,
+    /// Flips a bit of every copy.
+    pub(crate) corrupt: bool,
+}
+
+impl Mock {
+    pub(crate) fn new(slots: usize) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            slots,
+            context: Context::new(),
+        })
+    }
+
+    pub(crate) fn eager(slots: usize) -> Arc<Self> {
+        let mock = Self::new(slots);
+        mock.state.lock().eager = true;
+        mock
+    }
+
+    /// Finishes the oldest issued operation; whether there was one.
+    pub(crate) fn finish(&self, result: Result<(), FenceError>) -> bool {
+        let (next, corrupt) = {
+            let mut state = self.state.lock();
+            if state.issued == 0 {
+                return false;
+            }
+            state.issued -= 1;
+            (state.ring.pop_front(), state.corrupt)
+        };
+        let Some(mut operation) = next else {
+            return false;
+        };
+        if result.is_ok() {
+            operation.work_mut().run_by_cpu();
+            if corrupt && let crate::Work::Memcpy { dst, .. } = operation.work_mut() {
+                dst.bytes_mut()[0] ^= 1;
+            }
+        }
+        operation.complete(result);
+        true
+    }
+}
+
+pub(crate) fn info() -> DeviceInfo {
+    DeviceInfo {
+        provider: String::from("mock"),
+        capabilities: Capabilities::MEMCPY | Capabilities::MEMSET | Capabilities::INTERRUPT,
+        copy_align: 0,
+        max_transfer: 1 << 20,
+        address_bits: 64,
+        node: None,
+    }
+}
+
+impl ChannelOps for Mock {
+    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async {
+            hal::task::yield_now().await;
+            let mut state = self.state.lock();
+            state.starts += 1;
+            state.refuse_start.clone().map_or(Ok(()), Err)
+        })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            hal::task::yield_now().await;
+            self.state.lock().stops += 1;
+        })
+    }
+
+    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+        let mut state = self.state.lock();
+        if state.ring.len() == self.slots {
+            return Err(Rejected::new(operation, SubmitReason::Full));
+        }
+        state.ring.push_back(operation);
+        Ok(())
+    }
+
+    fn issue_pending(&self) {
+        let eager = {
+            let mut state = self.state.lock();
+            if state.issued != state.ring.len() {
+                state.issued = state.ring.len();
+                state.doorbells += 1;
+            }
+            state.eager
+        };
+        while eager && self.finish(Ok(())) {}
+    }
+
+    fn poll(&self) {}
+
+    fn terminate_all(&self) -> Fence {
+        let operations = {
+            let mut state = self.state.lock();
+            if state.stuck {
+                return Fence::signalled(0, 0, Err(FenceError::Timeout));
+            }
+            state.issued = 0;
+            core::mem::take(&mut state.ring)
+        };
+        for operation in operations {
+            operation.complete(Err(FenceError::Terminated));
+        }
+        let (signaler, fence) = self.context.fence();
+        signaler.signal(Ok(()));
+        fence
+    }
+
+    fn reclaim(&self) -> Vec<Operation> {
+        self.state.lock().ring.drain(..).collect()
+    }
+}

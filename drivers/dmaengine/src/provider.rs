@@ -1,0 +1,125 @@
+//! What a driver implements for each of its channels.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+
+use dma_fence::Fence;
+use hal::dma::{CoherentError, MapError};
+
+use crate::operation::Operation;
+
+/// A future behind a pointer, for traits that are used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A channel as its driver offers it.
+///
+/// The layer calls [`ChannelOps::start`] when a first client comes and [`ChannelOps::stop`] when
+/// the last has gone, never both at once. Between the two it submits operations, each of which
+/// the driver completes exactly once with [`Operation::complete`], in the order of submission,
+/// outside its locks, and only after the device can no longer reach the operation's buffers.
+pub trait ChannelOps: Send + Sync {
+    /// Allocates what the channel needs and makes the hardware ready. Bounded in time.
+    fn start(&self) -> BoxFuture<'_, Result<(), StartError>>;
+
+    /// Stops the hardware and frees what [`ChannelOps::start`] allocated, both whether the
+    /// hardware answers or not. Operations still inside complete with an error, or wait for
+    /// [`ChannelOps::reclaim`]. Bounded in time.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+
+    /// Takes an operation into the ring, without starting it. Called under the channel's submit
+    /// lock: it must not complete any operation, nor wait.
+    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>>;
+
+    /// Starts everything submitted since the last call: one barrier, one doorbell.
+    fn issue_pending(&self);
+
+    /// Completes what has finished, now, on the caller's stack.
+    fn poll(&self);
+
+    /// Gives up everything submitted so far: it completes with
+    /// [`dma_fence::FenceError::Terminated`] as soon as the hardware has let go of it. The fence is
+    /// signalled once that is done and the channel is usable again.
+    fn terminate_all(&self) -> Fence;
+
+    /// Hands back operations that a stopped channel has not finished, in their order.
+    fn reclaim(&self) -> Vec<Operation> {
+        Vec::new()
+    }
+}
+
+/// Why a channel could not be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// There is no memory for its ring.
+    Memory(CoherentError),
+    /// The hardware did not get ready in time, or reported an error.
+    NotReady {
+        /// The device's status register, raw.
+        status: u64,
+        /// The device's error register, raw.
+        errors: u32,
+    },
+    /// The device is gone.
+    Gone,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(error) => error.fmt(f),
+            Self::NotReady { status, errors } => {
+                write!(
+                    f,
+                    "the engine did not start: status {status:#x}, errors {errors:#x}"
+                )
+            }
+            Self::Gone => f.write_str("the device is gone"),
+        }
+    }
+}
+
+/// Why an operation did not enter a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitReason {
+    /// The ring is full; there is room again when an earlier operation completes.
+    Full,
+    /// It needs more descriptors than the ring has.
+    TooLarge,
+    /// Its memory could not be mapped.
+    Map(MapError),
+    /// The device is gone or being removed, or the channel is not running.
+    Gone,
+    /// It was prepared for another channel.
+    Foreign,
+}
+
+impl fmt::Display for SubmitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the ring is full"),
+            Self::TooLarge => f.write_str("larger than the ring"),
+            Self::Map(error) => error.fmt(f),
+            Self::Gone => f.write_str("the device is gone"),
+            Self::Foreign => f.write_str("prepared for another channel"),
+        }
+    }
+}
+
+/// An operation that did not enter the ring, and why.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The operation, unchanged.
+    pub operation: Operation,
+    /// Why.
+    pub reason: SubmitReason,
+}
+
+impl Rejected {
+    /// Refuses `operation`.
+    pub fn new(operation: Operation, reason: SubmitReason) -> Box<Self> {
+        Box::new(Self { operation, reason })
+    }
+}

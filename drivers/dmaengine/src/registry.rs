@@ -1,0 +1,425 @@
+//! Which devices there are.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use dma_fence::FenceError;
+use hal::time::{Duration, Instant, poll_until, timeout};
+use spin::{Mutex, Once};
+
+use crate::capability::Capabilities;
+use crate::chan::{Chan, DmaChan};
+use crate::channel::Channel;
+use crate::device::{DeviceInfo, DmaDevice};
+use crate::life::{self, RequestError};
+use crate::provider::ChannelOps;
+use crate::{copy, cpu};
+
+/// How often a removal looks whether the rings have drained.
+const DRAIN_STEP: Duration = Duration::from_millis(1);
+/// How long terminated operations may take to let go, beyond the provider's own limits.
+const TERMINATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The devices of a machine. Cloning it gives another handle to the same.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    devices: Mutex<BTreeMap<u32, DmaDevice>>,
+    cpu: Arc<Chan>,
+}
+
+/// The machine's registry.
+pub fn registry() -> &'static Registry {
+    static REGISTRY: Once<Registry> = Once::new();
+    REGISTRY.call_once(Registry::new)
+}
+
+/// Why a device was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterError {
+    /// It has no channels.
+    NoChannels,
+    /// It can do nothing.
+    NoCapabilities,
+    /// Its operations would move no bytes.
+    NoTransferSize,
+    /// It needs an alignment of more than a page.
+    Alignment,
+    /// It has no address lines, or more than 64.
+    AddressBits,
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoChannels => "a DMA device without channels",
+            Self::NoCapabilities => "a DMA device without capabilities",
+            Self::NoTransferSize => "a DMA device whose operations move no bytes",
+            Self::Alignment => "a DMA device that needs more than page alignment",
+            Self::AddressBits => "a DMA device without address lines",
+        })
+    }
+}
+
+/// How a removal went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Operations that were in flight when it began.
+    pub in_flight: usize,
+    /// Those of them that did not drain in time and were terminated.
+    pub terminated: usize,
+    /// Those that not even that brought back; they hold their buffers for good.
+    pub stuck: usize,
+    /// Clients that still hold a channel. They meet [`crate::SubmitReason::Gone`].
+    pub holders: usize,
+}
+
+impl Registry {
+    /// A registry without devices.
+    pub fn new() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                devices: Mutex::default(),
+                cpu: Arc::new(cpu::channel()),
+            }),
+        }
+    }
+
+    /// Lists a device with all its channels at once, under the lowest free number.
+    pub fn register(
+        &self,
+        info: DeviceInfo,
+        channels: Vec<Arc<dyn ChannelOps>>,
+    ) -> Result<DmaDevice, RegisterError> {
+        check(&info, &channels)?;
+        let info = Arc::new(info);
+        let mut devices = self.inner.devices.lock();
+        // As many numbers are taken as there are devices, so one of these is free.
+        let number = (0..=devices.len() as u32)
+            .find(|number| !devices.contains_key(number))
+            .unwrap_or(devices.len() as u32);
+        let chans = channels
+            .into_iter()
+            .enumerate()
+            .map(|(index, ops)| {
+                let name = format!("dma{number}chan{index}");
+                Arc::new(Chan::new(name, info.clone(), ops))
+            })
+            .collect();
+        let device = DmaDevice::new(number, info, chans);
+        devices.insert(number, device.clone());
+        Ok(device)
+    }
+
+    /// Removes a device: nothing enters its channels any more, what is in flight drains for at
+    /// most `limit`, the rest is terminated; the channels stop and free their resources, whoever
+    /// holds them still.
+    ///
+    /// Removal cannot be refused. Run it in a task of its own: dropping the future leaves the
+    /// device closed but running.
+    pub async fn unregister(&self, device: &DmaDevice, limit: Duration) -> Removal {
+        {
+            let mut devices = self.inner.devices.lock();
+            let number = device.number();
+            if devices.get(&number).is_some_and(|listed| listed.is(device)) {
+                devices.remove(&number);
+            }
+        }
+        let chans = device.chans();
+        let in_flight = || chans.iter().map(|chan| chan.in_flight()).sum::<usize>();
+        for chan in chans {
+            chan.close();
+            chan.ops.issue_pending();
+        }
+        let mut removal = Removal {
+            in_flight: in_flight(),
+            ..Removal::default()
+        };
+        let drained = || {
+            chans.iter().for_each(|chan| chan.ops.poll());
+            in_flight() == 0
+        };
+        if poll_until(limit, DRAIN_STEP, drained).await.is_err() {
+            removal.terminated = in_flight();
+            let fences: Vec<_> = chans.iter().map(|chan| chan.ops.terminate_all()).collect();
+            let deadline = Instant::now() + TERMINATE_LIMIT;
+            for fence in fences {
+                // What does not let go is stopped below, and counted.
+                let _ = timeout(deadline - Instant::now(), fence.wait()).await;
+            }
+        }
+        for chan in chans {
+            life::remove(chan).await;
+            for operation in chan.ops.reclaim() {
+                operation.complete(Err(FenceError::Gone));
+            }
+            removal.holders += chan.life.clients();
+        }
+        removal.stuck = in_flight();
+        removal
+    }
+
+    /// The devices, by number.
+    pub fn devices(&self) -> Vec<DmaDevice> {
+        self.inner.devices.lock().values().cloned().collect()
+    }
+
+    /// The channels of all devices, in order. The CPU is not among them.
+    pub fn channels(&self) -> Vec<DmaChan> {
+        let devices = self.devices();
+        devices.iter().flat_map(DmaDevice::channels).collect()
+    }
+
+    /// The channel that the CPU works itself.
+    pub fn cpu(&self) -> DmaChan {
+        DmaChan {
+            inner: self.inner.cpu.clone(),
+        }
+    }
+
+    /// The channel of that name: `dma0chan0`, …, or `cpu`.
+    pub fn channel(&self, name: &str) -> Option<DmaChan> {
+        if name == self.inner.cpu.name {
+            return Some(self.cpu());
+        }
+        self.channels().into_iter().find(|chan| chan.name() == name)
+    }
+
+    /// Requests the first channel that can do all of `capabilities` and is free.
+    pub async fn request(&self, capabilities: Capabilities) -> Result<Channel, RequestError> {
+        let mut error = RequestError::NoChannel;
+        for chan in self.channels() {
+            if !chan.info().capabilities.contains(capabilities) {
+                continue;
+            }
+            match chan.request().await {
+                Ok(channel) => return Ok(channel),
+                Err(other) => error = other,
+            }
+        }
+        Err(error)
+    }
+
+    /// Copies all of `src` to `dst`, by a public channel that can, else by the CPU.
+    pub async fn copy(
+        &self,
+        dst: hal::dma::Destination,
+        src: hal::dma::Source,
+    ) -> Result<copy::Copied, copy::CopyError> {
+        copy::copy(self, dst, src).await
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.devices()).finish()
+    }
+}
+
+/// Whether `name` could be a channel's: for error messages.
+pub(crate) fn names(registry: &Registry) -> String {
+    let mut names = String::new();
+    for chan in registry.channels() {
+        names.push_str(chan.name());
+        names.push(' ');
+    }
+    names.push_str("cpu");
+    names
+}
+
+fn check(info: &DeviceInfo, channels: &[Arc<dyn ChannelOps>]) -> Result<(), RegisterError> {
+    if channels.is_empty() {
+        return Err(RegisterError::NoChannels);
+    }
+    if info
+        .capabilities
+        .difference(Capabilities::PRIVATE)
+        .is_empty()
+    {
+        return Err(RegisterError::NoCapabilities);
+    }
+    if info.max_transfer == 0 {
+        return Err(RegisterError::NoTransferSize);
+    }
+    if info.copy_align > 12 {
+        return Err(RegisterError::Alignment);
+    }
+    if info.address_bits == 0 || info.address_bits > 64 {
+        return Err(RegisterError::AddressBits);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::{self, Mock};
+    use crate::{Flags, SubmitReason};
+    use hal::dma::{Destination, Memory, Source};
+    use hal::host::block_on;
+    use std::string::ToString;
+    use std::vec;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn copy(channel: &Channel) -> crate::Submitted<crate::Memcpy> {
+        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let descriptor = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
+        channel.submit(descriptor).unwrap()
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let registry = Registry::new();
+        let refused = |change: fn(&mut DeviceInfo)| {
+            let mut info = mock::info();
+            change(&mut info);
+            registry.register(info, vec![Mock::new(1)]).unwrap_err()
+        };
+        assert_eq!(
+            registry.register(mock::info(), vec![]).unwrap_err(),
+            RegisterError::NoChannels
+        );
+        assert_eq!(
+            refused(|info| info.max_transfer = 0),
+            RegisterError::NoTransferSize
+        );
+        assert_eq!(
+            refused(|info| info.copy_align = 13),
+            RegisterError::Alignment
+        );
+        assert_eq!(
+            refused(|info| info.address_bits = 0),
+            RegisterError::AddressBits
+        );
+        assert_eq!(
+            refused(|info| info.capabilities = Capabilities::PRIVATE),
+            RegisterError::NoCapabilities
+        );
+        assert!(registry.devices().is_empty());
+    }
+
+    #[test]
+    fn devices_and_channels_are_numbered() {
+        let registry = Registry::new();
+        let two: Vec<Arc<dyn ChannelOps>> = vec![Mock::new(1), Mock::new(1)];
+        let first = registry.register(mock::info(), two).unwrap();
+        registry.register(mock::info(), vec![Mock::new(1)]).unwrap();
+        let names = |registry: &Registry| {
+            let chans = registry.channels();
+            chans
+                .iter()
+                .map(|chan| chan.name().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&registry), ["dma0chan0", "dma0chan1", "dma1chan0"]);
+        assert!(registry.channel("dma1chan0").is_some());
+        assert!(registry.channel("dma1chan1").is_none());
+        assert_eq!(registry.channel("cpu").unwrap().name(), "cpu");
+        block_on(registry.unregister(&first, SOON));
+        assert_eq!(names(&registry), ["dma1chan0"]);
+        registry.register(mock::info(), vec![Mock::new(1)]).unwrap();
+        assert_eq!(names(&registry), ["dma0chan0", "dma1chan0"]);
+        let shown = registry.channel("dma0chan0").unwrap().to_string();
+        assert_eq!(
+            shown,
+            "dma0chan0 clients=0 refs=0 copies=0 bytes=0 errors=0"
+        );
+    }
+
+    #[test]
+    fn a_removal_drains_what_is_in_flight() {
+        let registry = Registry::new();
+        let mock = Mock::eager(4);
+        let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let submitted = copy(&channel);
+        let removal = block_on(registry.unregister(&device, SOON));
+        assert_eq!((removal.terminated, removal.stuck), (0, 0));
+        assert_eq!(removal.holders, 1, "the client still has its handle");
+        assert_eq!(block_on(submitted.finish()).result, Ok(()));
+        assert!(channel.is_gone());
+        assert_eq!(
+            channel.prep_interrupt(Flags::empty()).unwrap_err().reason,
+            crate::PrepReason::Gone
+        );
+        assert_eq!(mock.state.lock().stops, 1, "stopped although held");
+        drop(channel);
+        assert_eq!(
+            block_on(device.channels().next().unwrap().request()).unwrap_err(),
+            RequestError::Gone
+        );
+    }
+
+    #[test]
+    fn a_removal_terminates_what_does_not_drain() {
+        let registry = Registry::new();
+        let mock = Mock::new(4);
+        let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let submitted = copy(&channel);
+        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let late = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
+        let removal = block_on(registry.unregister(&device, SOON));
+        assert_eq!(
+            (removal.in_flight, removal.terminated, removal.stuck),
+            (1, 1, 0)
+        );
+        let finished = block_on(submitted.finish());
+        assert_eq!(finished.result, Err(FenceError::Terminated));
+        assert!(finished.buffers.is_some());
+        let error = channel.submit(late).unwrap_err();
+        assert_eq!(error.reason, SubmitReason::Gone);
+        assert!(error.descriptor.into_buffers().is_some());
+    }
+
+    #[test]
+    fn a_removal_takes_back_what_a_stuck_device_holds() {
+        let registry = Registry::new();
+        let mock = Mock::new(4);
+        mock.state.lock().stuck = true;
+        let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let submitted = copy(&channel);
+        let removal = block_on(registry.unregister(&device, SOON));
+        assert_eq!((removal.terminated, removal.stuck), (1, 0));
+        assert_eq!(block_on(submitted.finish()).result, Err(FenceError::Gone));
+    }
+
+    #[test]
+    fn requests_find_a_free_channel_that_can() {
+        let registry = Registry::new();
+        assert_eq!(
+            block_on(registry.request(Capabilities::MEMCPY)).unwrap_err(),
+            RequestError::NoChannel
+        );
+        let two: Vec<Arc<dyn ChannelOps>> = vec![Mock::new(1), Mock::new(1)];
+        registry.register(mock::info(), two).unwrap();
+        let first = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let second = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        assert_ne!(first.name(), second.name());
+        assert_eq!(
+            block_on(registry.request(Capabilities::MEMCPY)).unwrap_err(),
+            RequestError::Busy
+        );
+        assert_eq!(
+            block_on(registry.request(Capabilities::XOR)).unwrap_err(),
+            RequestError::NoChannel
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! What operations do, and to which buffers.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+
+use hal::dma::{Destination, Source};
+
+use crate::capability::{Capabilities, Flags};
+use crate::chan::Chan;
+
+/// An operation's task and the buffers it owns.
+#[derive(Debug)]
+pub enum Work {
+    /// Copies all of `src` to `dst`; they are equally long.
+    Memcpy {
+        /// Where to.
+        dst: Destination,
+        /// Where from.
+        src: Source,
+    },
+    /// Writes `value` to every byte of `dst`.
+    Memset {
+        /// Where to.
+        dst: Destination,
+        /// With what.
+        value: u8,
+    },
+    /// Moves nothing; it completes after all earlier operations of its channel.
+    Interrupt,
+}
+
+impl Work {
+    /// Bytes to be written.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Memcpy { dst, .. } | Self::Memset { dst, .. } => dst.len(),
+            Self::Interrupt => 0,
+        }
+    }
+
+    /// Whether nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Does the work with the CPU.
+    pub fn run_by_cpu(&mut self) {
+        match self {
+            Self::Memcpy { dst, src } => dst.bytes_mut().copy_from_slice(src.bytes()),
+            Self::Memset { dst, value } => dst.bytes_mut().fill(*value),
+            Self::Interrupt => {}
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// The kinds of operations: which buffers go in and come back.
+pub trait Kind: sealed::Sealed + Send + Sync + 'static {
+    /// The buffers of one operation.
+    type Buffers: Send + fmt::Debug;
+    /// What a device must be capable of.
+    const CAPABILITY: Capabilities;
+    /// Takes the buffers out of an operation of this kind.
+    #[doc(hidden)]
+    fn unwrap(work: Work) -> Option<Self::Buffers>;
+}
+
+/// Copies; see [`Work::Memcpy`].
+#[derive(Debug)]
+pub enum Memcpy {}
+
+/// Fills; see [`Work::Memset`].
+#[derive(Debug)]
+pub enum Memset {}
+
+/// Only interrupts; see [`Work::Interrupt`].
+#[derive(Debug)]
+pub enum Interrupt {}
+
+impl sealed::Sealed for Memcpy {}
+impl sealed::Sealed for Memset {}
+impl sealed::Sealed for Interrupt {}
+
+impl Kind for Memcpy {
+    type Buffers = (Destination, Source);
+    const CAPABILITY: Capabilities = Capabilities::MEMCPY;
+
+    fn unwrap(work: Work) -> Option<Self::Buffers> {
+        match work {
+            Work::Memcpy { dst, src } => Some((dst, src)),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for Memset {
+    type Buffers = Destination;
+    const CAPABILITY: Capabilities = Capabilities::MEMSET;
+
+    fn unwrap(work: Work) -> Option<Self::Buffers> {
+        match work {
+            Work::Memset { dst, .. } => Some(dst),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for Interrupt {
+    type Buffers = ();
+    const CAPABILITY: Capabilities = Capabilities::INTERRUPT;
+
+    fn unwrap(work: Work) -> Option<()> {
+        matches!(work, Work::Interrupt).then_some(())
+    }
+}
+
+/// A prepared operation: checked against its channel, owning its buffers, holding nothing of the
+/// channel's. Dropping it frees the buffers.
+pub struct Descriptor<K: Kind> {
+    pub(crate) chan: Arc<Chan>,
+    pub(crate) work: Work,
+    pub(crate) flags: Flags,
+    pub(crate) kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Kind> Descriptor<K> {
+    /// The buffers, instead of the operation. `None` never comes: the kind is the operation's own.
+    pub fn into_buffers(self) -> Option<K::Buffers> {
+        K::unwrap(self.work)
+    }
+}
+
+impl<K: Kind> fmt::Debug for Descriptor<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Descriptor({} {:?})", self.chan.name, self.work)
+    }
+}
