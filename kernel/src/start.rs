@@ -12,7 +12,7 @@ use crate::boot_info::{BootInfo, RegionKind};
 use crate::command_line::{ConsolePort, Options};
 use crate::console::input::Input;
 use crate::console::shell;
-use crate::mm::{self, paging::Access, stack::Stack, virt::PhysicalMapping};
+use crate::mm::{self, stack::Stack};
 use crate::time::clock;
 use crate::{drivers, logging, pci, serial, task};
 
@@ -103,23 +103,14 @@ extern "C" fn on_own_stack() -> ! {
 fn start_cpus(options: &Options) {
     let platform = platform();
     silence_8259();
-    apic::init(
-        |phys| match PhysicalMapping::new(phys, mm::PAGE, Access::Device) {
-            Ok(page) => page.leak(),
-            Err(_) => panic!("no memory to map the local APIC"),
-        },
-    );
+    apic::init();
     percpu::set_boot_apic_id(apic::id());
     clock::init(platform.hpet, platform.fadt.pm_timer);
     let Some(madt) = &platform.madt else {
         log::warn!("no MADT: one CPU, message-signalled interrupts alone");
         return;
     };
-    ioapic::init(&madt.io_apics, |phys| {
-        PhysicalMapping::new(phys, mm::PAGE, Access::Device)
-            .map(PhysicalMapping::leak)
-            .ok()
-    });
+    ioapic::init(&madt.io_apics);
     let others = madt.cpus.iter().copied().filter(|&id| id != apic::id());
     let wanted = options.cpus.saturating_sub(1);
     let started = smp::start_all(others.take(wanted));

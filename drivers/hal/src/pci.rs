@@ -53,6 +53,7 @@ pub struct Identity {
 }
 
 /// How a bus reaches one function's configuration space.
+#[expect(clippy::len_without_is_empty, reason = "the size of a window, never 0")]
 pub trait ConfigOps: Send + Sync {
     /// Bytes that can be reached: 4096 by ECAM, 256 by the legacy ports.
     fn len(&self) -> usize;

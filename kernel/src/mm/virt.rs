@@ -1,8 +1,12 @@
 //! Kernel addresses that are handed out, and what is mapped at them.
 
 use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, compiler_fence};
 
+use hal::mmio::Width;
 use spin::{LazyLock, Mutex};
+use volatile::VolatilePtr;
 
 use super::frames::FRAMES;
 use super::paging::{self, Access, NoMemory};
@@ -16,6 +20,13 @@ static ADDRESSES: LazyLock<Mutex<Ranges>> =
     LazyLock::new(|| Mutex::new(Ranges::new(HEAP.end..VIRTUAL_END)));
 
 const LARGE: u64 = 1 << 21;
+
+/// A type that one access moves.
+pub trait Register: Copy {}
+impl Register for u8 {}
+impl Register for u16 {}
+impl Register for u32 {}
+impl Register for u64 {}
 
 /// Physical memory that is not ours, mapped while this lives: device registers, firmware's tables.
 #[derive(Debug)]
@@ -63,11 +74,60 @@ impl PhysicalMapping {
         self.len == 0
     }
 
-    /// Keeps the mapping for good.
-    pub fn leak(self) -> u64 {
-        let virt = self.virt;
-        core::mem::forget(self);
-        virt
+    /// Reads a register: one access of the type's width.
+    ///
+    /// # Panics
+    /// Where it is not inside, or not aligned: a mistake of the caller's.
+    #[inline]
+    pub fn read<T: Register>(&self, offset: usize) -> T {
+        self.register(offset).read()
+    }
+
+    /// Writes a register, after all earlier stores: those of an x86 CPU to uncached memory are not
+    /// reordered, and the compiler is held back here.
+    ///
+    /// # Panics
+    /// As [`PhysicalMapping::read`].
+    #[inline]
+    pub fn write<T: Register>(&self, offset: usize, value: T) {
+        compiler_fence(Ordering::SeqCst);
+        self.register(offset).write(value);
+    }
+
+    /// Reads `width` at `offset`.
+    ///
+    /// # Panics
+    /// As [`PhysicalMapping::read`].
+    pub fn read_width(&self, offset: usize, width: Width) -> u64 {
+        match width {
+            Width::B1 => self.read::<u8>(offset).into(),
+            Width::B2 => self.read::<u16>(offset).into(),
+            Width::B4 => self.read::<u32>(offset).into(),
+            Width::B8 => self.read(offset),
+        }
+    }
+
+    /// Writes the low bytes of `value`, `width` wide, at `offset`.
+    ///
+    /// # Panics
+    /// As [`PhysicalMapping::read`].
+    pub fn write_width(&self, offset: usize, width: Width, value: u64) {
+        match width {
+            Width::B1 => self.write(offset, value as u8),
+            Width::B2 => self.write(offset, value as u16),
+            Width::B4 => self.write(offset, value as u32),
+            Width::B8 => self.write(offset, value),
+        }
+    }
+
+    #[inline]
+    fn register<T: Register>(&self, offset: usize) -> VolatilePtr<'_, T> {
+        let at = self.virt as usize + offset;
+        assert!(at.is_multiple_of(size_of::<T>()) && offset + size_of::<T>() <= self.len);
+        let pointer = NonNull::new(at as *mut T).unwrap_or(NonNull::dangling());
+        // SAFETY: inside the mapping and aligned, as just checked, for as long as `self` lives; any
+        // bytes make a register, and device registers are only ever accessed like this.
+        unsafe { VolatilePtr::new(pointer) }
     }
 }
 

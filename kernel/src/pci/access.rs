@@ -78,21 +78,19 @@ impl ConfigSpace for Fabric {
             .windows
             .iter()
             .find(|window| window.segment == a.segment && window.buses.contains(&a.bus))?;
-        let offset = usize::from(a.bus - window.buses.start()) << 20
-            | usize::from(a.device) << 15
-            | usize::from(a.function) << 12;
-        let base = window.mapping.addr() + offset as u64;
-        Some(Config::new(Arc::new(Ecam {
-            base,
-            _mapping: window.mapping.clone(),
-        })))
+        let start = (usize::from(a.bus - window.buses.start()) << 20)
+            | (usize::from(a.device) << 15)
+            | (usize::from(a.function) << 12);
+        let window = window.mapping.clone();
+        Some(Config::new(Arc::new(Ecam { window, start })))
     }
 }
 
 /// One function's 4 KiB. PCI Express Base 7.2.2.
 struct Ecam {
-    base: u64,
-    _mapping: Arc<PhysicalMapping>,
+    window: Arc<PhysicalMapping>,
+    /// Where in the window the function's space begins.
+    start: usize,
 }
 
 impl ConfigOps for Ecam {
@@ -101,28 +99,12 @@ impl ConfigOps for Ecam {
     }
 
     fn read(&self, offset: usize, width: Width) -> u32 {
-        let at = self.base + offset as u64;
-        // SAFETY: inside the function's mapped space (`Config` checked the offset); volatile,
-        // aligned accesses of the width asked for.
-        unsafe {
-            match width {
-                Width::B1 => (at as *const u8).read_volatile().into(),
-                Width::B2 => (at as *const u16).read_volatile().into(),
-                _ => (at as *const u32).read_volatile(),
-            }
-        }
+        self.window.read_width(self.start + offset, width) as u32
     }
 
     fn write(&self, offset: usize, width: Width, value: u32) {
-        let at = self.base + offset as u64;
-        // SAFETY: as in `read`.
-        unsafe {
-            match width {
-                Width::B1 => (at as *mut u8).write_volatile(value as u8),
-                Width::B2 => (at as *mut u16).write_volatile(value as u16),
-                _ => (at as *mut u32).write_volatile(value),
-            }
-        }
+        self.window
+            .write_width(self.start + offset, width, value.into());
     }
 }
 

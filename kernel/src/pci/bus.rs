@@ -247,31 +247,10 @@ struct Mapped(PhysicalMapping);
 
 impl MmioOps for Mapped {
     fn read(&self, offset: usize, width: Width) -> u64 {
-        let at = self.0.addr() + offset as u64;
-        // SAFETY: inside the mapping and aligned (`MmioRegion` checked), for as long as it lives.
-        unsafe {
-            match width {
-                Width::B1 => (at as *const u8).read_volatile().into(),
-                Width::B2 => (at as *const u16).read_volatile().into(),
-                Width::B4 => (at as *const u32).read_volatile().into(),
-                Width::B8 => (at as *const u64).read_volatile(),
-            }
-        }
+        self.0.read_width(offset, width)
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
-        let at = self.0.addr() + offset as u64;
-        // Stores of an x86 CPU to uncached memory come after all its earlier stores; the compiler
-        // is held back by this fence.
-        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        // SAFETY: as in `read`.
-        unsafe {
-            match width {
-                Width::B1 => (at as *mut u8).write_volatile(value as u8),
-                Width::B2 => (at as *mut u16).write_volatile(value as u16),
-                Width::B4 => (at as *mut u32).write_volatile(value as u32),
-                Width::B8 => (at as *mut u64).write_volatile(value),
-            }
-        }
+        self.0.write_width(offset, width, value);
     }
 }

@@ -37,13 +37,10 @@ impl Reference {
         if let Some(page) =
             hpet.and_then(|phys| PhysicalMapping::new(phys, 0x400, Access::Device).ok())
         {
-            // SAFETY: HPET registers, mapped: capabilities at 0, configuration at 0x10.
-            let femtos = unsafe { (page.addr() as *const u64).read_volatile() } >> 32;
-            // The specification allows at most 100 ns a tick.
+            // Capabilities at 0, configuration at 0x10. At most 100 ns a tick are allowed.
+            let femtos = page.read::<u64>(0) >> 32;
             if (1..=100_000_000).contains(&femtos) {
-                let configuration = (page.addr() + 0x10) as *mut u64;
-                // SAFETY: as above; bit 0 lets the counter run.
-                unsafe { configuration.write_volatile(configuration.read_volatile() | 1) };
+                page.write(0x10, page.read::<u64>(0x10) | 1); // let the counter run
                 return Self::Hpet { page, femtos };
             }
         }
@@ -66,9 +63,7 @@ impl Reference {
         let expired = || (tsc().wrapping_sub(give_up) as i64) > 0;
         match self {
             Self::Hpet { page, femtos } => {
-                let counter = (page.addr() + 0xf0) as *const u32;
-                // SAFETY: the counter's low half, mapped.
-                let read = || unsafe { counter.read_volatile() };
+                let read = || page.read::<u32>(0xf0);
                 let passed = |start: u32| {
                     (u128::from(read().wrapping_sub(start)) * u128::from(*femtos) / 1_000_000)
                         as u64
@@ -148,7 +143,7 @@ pub fn describe() -> (&'static str, u64) {
 /// Nanoseconds since [`start`]. Any context.
 pub fn now_ns() -> u64 {
     let ticks = tsc().wrapping_sub(BASE.load(Ordering::Relaxed));
-    let passed = (u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed)) >> 32) as u64;
+    let passed = ((u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed))) >> 32) as u64;
     OFFSET.load(Ordering::Relaxed) + passed
 }
 

@@ -3,9 +3,13 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
+use spin::Once;
 use x86_64::registers::model_specific::Msr;
 
 use super::{traps, tsc};
+use crate::mm::PAGE as PAGE_SIZE;
+use crate::mm::paging::Access;
+use crate::mm::virt::PhysicalMapping;
 
 const IA32_APIC_BASE: u32 = 0x1b;
 const BASE_ENABLE: u64 = 1 << 11;
@@ -34,37 +38,37 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 const DIVIDE_BY_16: u32 = 0b0011;
 const COMMAND_PENDING: u32 = 1 << 12;
 
-/// Where the page of registers is mapped; 0 in x2APIC mode.
-static PAGE: AtomicU64 = AtomicU64::new(0);
+/// The registers' page; without one, they are reached by MSR: x2APIC mode.
+static PAGE: Once<PhysicalMapping> = Once::new();
 /// Timer ticks in 2^20 nanoseconds.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// Whether registers are reached by MSR.
 pub fn is_x2apic() -> bool {
-    PAGE.load(Ordering::Relaxed) == 0
+    !PAGE.is_completed()
 }
 
 fn read(register: u32) -> u32 {
-    match PAGE.load(Ordering::Relaxed) {
+    match PAGE.get() {
+        Some(page) => page.read(register as usize),
         // SAFETY: an existing MSR of a CPU in x2APIC mode; reading has no side effect.
-        0 => (unsafe { Msr::new(X2APIC_MSRS + (register >> 4)).read() }) as u32,
-        // SAFETY: the mapped page of registers.
-        page => unsafe { ((page + u64::from(register)) as *const u32).read_volatile() },
+        None => (unsafe { Msr::new(X2APIC_MSRS + (register >> 4)).read() }) as u32,
     }
 }
 
 fn write(register: u32, value: u32) {
-    match PAGE.load(Ordering::Relaxed) {
+    match PAGE.get() {
+        Some(page) => page.write(register as usize, value),
         // SAFETY: an existing MSR; the callers below write values that the architecture defines.
-        0 => unsafe { Msr::new(X2APIC_MSRS + (register >> 4)).write(value.into()) },
-        // SAFETY: the mapped page of registers, as above.
-        page => unsafe { ((page + u64::from(register)) as *mut u32).write_volatile(value) },
+        None => unsafe { Msr::new(X2APIC_MSRS + (register >> 4)).write(value.into()) },
     }
 }
 
-/// Turns the local APIC on: on the boot CPU first, which decides on the mode. `map` maps the page
-/// of registers where x2APIC mode is not to be had.
-pub fn init(map: impl FnOnce(u64) -> u64) {
+/// Turns the local APIC on: on the boot CPU first, which decides on the mode.
+///
+/// # Panics
+/// Where x2APIC mode is not to be had and there is no memory to map the page of registers.
+pub fn init() {
     let mut base = Msr::new(IA32_APIC_BASE);
     // SAFETY: the MSR exists on every x86-64 CPU.
     let mut value = unsafe { base.read() } | BASE_ENABLE;
@@ -73,8 +77,14 @@ pub fn init(map: impl FnOnce(u64) -> u64) {
         .is_some_and(|f| f.has_x2apic());
     if has_x2apic {
         value |= BASE_X2APIC;
-    } else if PAGE.load(Ordering::Relaxed) == 0 {
-        PAGE.store(map(value & 0x000f_ffff_ffff_f000), Ordering::Relaxed);
+    } else {
+        let phys = value & 0x000f_ffff_ffff_f000;
+        PAGE.call_once(
+            || match PhysicalMapping::new(phys, PAGE_SIZE, Access::Device) {
+                Ok(page) => page,
+                Err(_) => panic!("no memory to map the local APIC"),
+            },
+        );
     }
     // SAFETY: enabling, in a mode that the CPU offers; no interrupt is expected yet.
     unsafe { base.write(value) };
@@ -124,7 +134,7 @@ pub fn set_timer(nanos: Option<u64>) {
     let count = match nanos {
         None => 0,
         Some(nanos) => {
-            let ticks = u128::from(nanos) * u128::from(TICKS.load(Ordering::Relaxed)) >> 20;
+            let ticks = (u128::from(nanos) * u128::from(TICKS.load(Ordering::Relaxed))) >> 20;
             u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
         }
     };

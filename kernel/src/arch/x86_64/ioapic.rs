@@ -5,9 +5,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 
 use crate::acpi::madt::{IoApicInfo, Trigger};
+use crate::mm::PAGE;
+use crate::mm::paging::Access;
+use crate::mm::virt::PhysicalMapping;
 
-const SELECT: u64 = 0x00;
-const WINDOW: u64 = 0x10;
+const SELECT: usize = 0x00;
+const WINDOW: usize = 0x10;
 const VERSION: u32 = 0x01;
 const TABLE: u32 = 0x10;
 const ENTRY_MASKED: u32 = 1 << 16;
@@ -15,8 +18,7 @@ const ENTRY_LEVEL: u32 = 1 << 15;
 const ENTRY_LOW: u32 = 1 << 13;
 
 struct IoApic {
-    /// Where its registers are mapped.
-    base: u64,
+    registers: PhysicalMapping,
     first_gsi: u32,
     inputs: u32,
 }
@@ -39,42 +41,34 @@ fn with_registers<T>(access: impl FnOnce() -> T) -> T {
 }
 
 impl IoApic {
+    /// Inside `with_registers`, as [`IoApic::write`].
     fn read(&self, index: u32) -> u32 {
-        // SAFETY: mapped registers; the caller is inside `with_registers`.
-        unsafe {
-            ((self.base + SELECT) as *mut u32).write_volatile(index);
-            ((self.base + WINDOW) as *const u32).read_volatile()
-        }
+        self.registers.write(SELECT, index);
+        self.registers.read(WINDOW)
     }
 
     fn write(&self, index: u32, value: u32) {
-        // SAFETY: as in `read`.
-        unsafe {
-            ((self.base + SELECT) as *mut u32).write_volatile(index);
-            ((self.base + WINDOW) as *mut u32).write_volatile(value);
-        }
+        self.registers.write(SELECT, index);
+        self.registers.write(WINDOW, value);
     }
 }
 
-/// Takes the I/O APICs over, all inputs masked. `map` maps a page of registers.
-pub fn init(found: &[IoApicInfo], map: impl Fn(u64) -> Option<u64>) {
-    IO_APICS.call_once(|| {
-        found
-            .iter()
-            .filter_map(|info| {
-                let mut io_apic = IoApic {
-                    base: map(info.address)?,
-                    first_gsi: info.first_gsi,
-                    inputs: 0,
-                };
-                io_apic.inputs = (io_apic.read(VERSION) >> 16 & 0xff) + 1;
-                for input in 0..io_apic.inputs {
-                    io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
-                }
-                Some(io_apic)
-            })
-            .collect()
-    });
+/// Takes the I/O APICs over, all inputs masked.
+pub fn init(found: &[IoApicInfo]) {
+    let take = |info: &IoApicInfo| {
+        let registers = PhysicalMapping::new(info.address, PAGE, Access::Device).ok()?;
+        let mut io_apic = IoApic {
+            registers,
+            first_gsi: info.first_gsi,
+            inputs: 0,
+        };
+        io_apic.inputs = ((io_apic.read(VERSION) >> 16) & 0xff) + 1;
+        for input in 0..io_apic.inputs {
+            io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
+        }
+        Some(io_apic)
+    };
+    IO_APICS.call_once(|| found.iter().filter_map(take).collect());
 }
 
 fn find(gsi: u32) -> Option<(&'static IoApic, u32)> {

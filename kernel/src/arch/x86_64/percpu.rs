@@ -85,7 +85,7 @@ pub fn init_boot() {
 /// Notes the boot CPU's APIC ID once it is known. Before other CPUs start.
 pub fn set_boot_apic_id(apic_id: u32) {
     // SAFETY: one CPU runs, without a reference to the field.
-    unsafe { (*(&raw mut BOOT)).apic_id = apic_id };
+    unsafe { BOOT.apic_id = apic_id };
 }
 
 /// Makes a block for another CPU, findable by its number. The block is never freed.

@@ -196,7 +196,7 @@ extern "C" fn ap_main(block: &'static PerCpu) -> ! {
     percpu::set_current(block);
     traps::load();
     super::enable_features();
-    apic::init(|_| 0);
+    apic::init();
     gdt::init(mm::stack::interrupt_stacks());
     crate::task::run(block)
 }

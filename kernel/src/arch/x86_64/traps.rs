@@ -176,8 +176,9 @@ static mut IDT: [Entry<HandlerFunc>; 256] = [const { Entry::missing() }; 256];
 
 /// Fills the table that all CPUs share. Once, before the first [`load`].
 pub fn init() {
+    let idt = &raw mut IDT;
     // SAFETY: one CPU runs, and the table is not loaded yet.
-    let idt = unsafe { &mut *(&raw mut IDT) };
+    let idt = unsafe { &mut *idt };
     for (vector, entry) in idt.iter_mut().enumerate() {
         // The stubs lie 16 bytes apart.
         let stub = (&raw const trap_stubs)
