@@ -170,15 +170,17 @@ impl Engines {
         (0..self.settings.engines).for_each(|engine| self.end(engine));
     }
 
-    /// The last line that an engine wrote to its log.
+    /// Why an engine ended, by its log: its last `error` line, else its last line.
     pub fn last_words(&self, engine: u32) -> String {
         let log = fs::read(self.run_dir.engine_log(engine)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        log.lines()
+        let mut lines = log
+            .lines()
             .map(str::trim)
-            .rfind(|line| !line.is_empty())
-            .unwrap_or("no message")
-            .into()
+            .filter(|line| !line.is_empty())
+            .rev();
+        let error = lines.clone().find(|line| line.starts_with("error"));
+        error.or(lines.next()).unwrap_or("no message").into()
     }
 }
 

@@ -70,15 +70,8 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     ]);
 
     match settings.serial {
-        Serial::Terminal => {
-            add(&["-chardev", "stdio,id=console,mux=on,signal=off"]);
-            add(&[
-                "-serial",
-                "chardev:console",
-                "-mon",
-                "chardev=console,mode=readline",
-            ]);
-        }
+        // Monitor and console share the terminal; Ctrl-C goes to the guest.
+        Serial::Terminal => add(&["-serial", "mon:stdio"]),
         Serial::Socket => {
             let path = option_path(&run_dir.serial());
             add(&[
@@ -95,11 +88,7 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     ]);
     add(&["-serial", "chardev:machine"]);
     let qmp = option_path(&run_dir.qmp());
-    add(&[
-        "-chardev",
-        &format!("socket,id=qmp,path={qmp},server=on,wait=off"),
-    ]);
-    add(&["-mon", "chardev=qmp,mode=control"]);
+    add(&["-qmp", &format!("unix:{qmp},server=on,wait=off")]);
 
     for port in 0..=settings.engines {
         let (id, slot) = (port_id(port), port + 1);

@@ -6,7 +6,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         Ok(()) => child::wait_for(&mut child, QEMU_END_LIMIT).ok().flatten(),
         Err(_) => None,
     };
-    let status = status.map_or_else(|| child::end(&mut child, QEMU_END_LIMIT), Ok);
+    let status = status.map_or_else(|| quit(&mut child, run_dir), Ok);
     drop(terminal);
     engines
         .lock()
@@ -150,6 +150,18 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
             child::describe(status)
         ))),
     }
+}
+
+/// Ends QEMU: quietly by its own command, and by force if that does not help.
+fn quit(child: &mut Child, run_dir: &RunDir) -> io::Result<ExitStatus> {
+    let asked = Qmp::connect(&run_dir.qmp(), Duration::from_secs(1))
+        .and_then(|mut qmp| qmp.execute("quit", serde_json::json!({})));
+    if asked.is_ok()
+        && let Some(status) = child::wait_for(child, QEMU_END_LIMIT)?
+    {
+        return Ok(status);
+    }
+    child::end(child, QEMU_END_LIMIT)
 }
 
 struct Session<'a, S> {

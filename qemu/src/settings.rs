@@ -135,7 +135,7 @@ impl Settings {
                 .get("MEM")
                 .map_or(Ok(default.mem_mib), |value| memory(&value))?,
             engines: vars.number("IOAT", default.engines, 0, 16)?,
-            channels: vars.number("CHANNELS", default.channels, 1, 31)?,
+            channels: vars.number("CHANNELS", default.channels, 1, 8)?,
             cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
             irq: match vars.one_of("IRQ", &["msi", "msix", "intx"])? {
                 "msix" => Irq::Msix,

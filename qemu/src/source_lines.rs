@@ -26,6 +26,8 @@ impl SourceLines {
     /// `file:line` of an address; where functions were inlined there, the innermost place and the
     /// place in the function around it.
     pub fn find(&self, address: u64) -> Option<String> {
+        // The look-up adds one to the address.
+        address.checked_add(1)?;
         let mut places: Vec<String> = Vec::new();
         let mut frames = self.loader.find_frames(address).ok()?;
         while let Ok(Some(frame)) = frames.next() {
@@ -98,6 +100,7 @@ mod tests {
         assert!(!place.starts_with('/'), "{place}");
         assert!(lines.function(symbol.address()).unwrap().ends_with("+0x0"));
         assert_eq!(lines.find(u64::MAX), None);
+        assert_eq!(lines.find(u64::MAX - 1), None);
     }
 
     #[test]

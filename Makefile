@@ -1,0 +1,112 @@
+# Longshore. `make help` tells all; variables are checked by the launcher (qemu/src/settings.rs).
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+# Where rustup puts cargo, for shells that have not read its profile yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# The launcher and the engines read these from their environment.
+export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL PASSTHROUGH QEMU V
+export CMD APPEND FAULT ENGINE KERNEL SERIAL TIMEOUT GDB DEV HOW SKIPS
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BARE := x86_64-unknown-none
+LAUNCHER := build/longshore-qemu
+IMAGE := cargo build --quiet -p longshore-boot --profile kernel --target $(BARE)
+# install(1) writes a new file: a running machine keeps the one that it was started from.
+INSTALL := install -C
+
+.PHONY: run test debug hot-remove hot-add yank check doc clean help build tools kernel toolchain
+.PHONY: bench demo iso soak loom miri mutants fuzz
+
+run debug: settings build
+	@$(LAUNCHER) $@
+
+test: build
+	@$(LAUNCHER) test
+
+hot-remove hot-add yank: tools
+	@$(LAUNCHER) $@
+
+# Everything under build/.
+build: tools kernel
+
+# A bad variable is said before the kernel is built.
+.PHONY: settings
+settings: tools
+	@$(LAUNCHER) settings
+
+tools: toolchain
+	@cargo build --quiet --release -p longshore-qemu -p ioat-model
+	@mkdir -p build
+	@$(INSTALL) $(TARGET_DIR)/release/longshore-qemu $(LAUNCHER)
+	@$(INSTALL) $(TARGET_DIR)/release/ioat-model build/ioat-model
+
+# The image, and the same with the in-kernel test suites; both with their symbol tables.
+kernel: tools
+	@$(IMAGE)
+	@$(call finish,longshore)
+	@$(IMAGE) --features ktest
+	@$(call finish,longshore-test)
+
+define finish
+set -e; new=build/.$(1).elf.new; cp $(TARGET_DIR)/$(BARE)/kernel/longshore $$new; \
+$(LAUNCHER) symbols $$new >build/$(1).symbols; \
+if grep -q 'cut to' build/$(1).symbols; then cat build/$(1).symbols; fi; \
+mv $$new build/$(1).elf
+endef
+
+# rustup itself fetches the pinned toolchain; what is missing of it is fetched here.
+toolchain:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust with rustup, https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "a C linker is missing: install gcc, on Debian and Ubuntu with 'apt install gcc libc6-dev'" >&2; exit 1; }
+	@if [ ! -d "$$(rustc --print sysroot)/lib/rustlib/$(BARE)" ]; then \
+	    command -v rustup >/dev/null || { echo "the Rust target $(BARE) is missing and there is no rustup to add it: see https://rustup.rs" >&2; exit 1; }; \
+	    rustup target add $(BARE); \
+	fi
+
+# Formatting, lints of every crate on host and bare metal, and the rules that no lint knows.
+check: toolchain
+	cargo fmt --all --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet -p hal --features host --all-targets -- -D warnings
+	cargo clippy --quiet -p longshore-boot --target $(BARE) -- -D warnings
+	cargo clippy --quiet -p longshore-boot --features ktest --target $(BARE) -- -D warnings
+	@qemu/check-crates.sh
+
+doc: toolchain
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+clean:
+	cargo clean
+	rm -rf build
+
+bench demo iso soak loom miri mutants fuzz:
+	@echo "make $@ is not there yet" >&2; exit 2
+
+help:
+	@echo "make run                 boots Longshore in QEMU with its engines; Ctrl-A X ends it"
+	@echo "make run CMD='a; b'      runs console commands, then powers off; fails unless all end in ok"
+	@echo "make test                everything that must pass"
+	@echo "make debug               as run, stopped for gdb on port GDB"
+	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0 HOW=kill|power|allones"
+	@echo "                         to the machine that runs"
+	@echo "make check, doc, clean   formatting and lints; documentation; removes what was built"
+	@echo
+	@echo "Variables and their defaults:"
+	@echo "  CPUS=4 MEM=512M        the machine"
+	@echo "  IOAT=2 CHANNELS=4 CBVER=3.2 (3.3, 3.4) IRQ=msi (msix, intx)"
+	@echo "                         engines, and what each is like"
+	@echo "  FAULT=                 'SPEC' or 'ioatN:SPEC' words: engines that misbehave, see"
+	@echo "                         build/ioat-model --help"
+	@echo "  ENGINE=                another engine program in place of build/ioat-model"
+	@echo "  ACCEL=tcg (kvm)        what executes guest code"
+	@echo "  APPEND= KERNEL=        more words for the kernel command line; another image, as"
+	@echo "                         build/longshore-test.elf, the one with the in-kernel suites"
+	@echo "  SERIAL=terminal (socket)"
+	@echo "                         the console here, or on build/run/serial.sock"
+	@echo "  QEMU=                  a QEMU of 10.1 or newer; found or fetched when not given"
+	@echo "  TIMEOUT=600            seconds that CMD may take"
+	@echo "  SKIPS=0                how many tests may be skipped for want of a package"
+	@echo "  V=1                    prints the command lines of QEMU and engines"
