@@ -1,0 +1,156 @@
+//! `ioat-model`: one I/OAT engine, served over vfio-user to one client.
+//!
+//! The engine is the library of this package; here it gets a transport. The main thread answers
+//! the client, the engine's channels copy in threads of their own, and one thread waits for
+//! signals.
+
+#![forbid(unsafe_code)]
+
+mod backend;
+mod guest_ram;
+mod interrupts;
+mod options;
+mod report;
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use ioat_model::{Engine, Irq};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use vfio_user::Server;
+
+use crate::backend::Backend;
+use crate::guest_ram::GuestRam;
+use crate::interrupts::Interrupts;
+use crate::options::Options;
+
+fn main() -> ExitCode {
+    let options = Options::from_command_line();
+    report::start_log(options.log);
+    match serve(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("ioat-model: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: Options) -> Result<(), String> {
+    let socket = options.socket.clone();
+    clear_socket(&socket)?;
+    let config = options.engine();
+    let vectors = match config.irq {
+        Irq::Msi => 1,
+        Irq::MsiX => config.channels,
+        Irq::Intx => 0,
+    };
+    let irq = config.irq;
+    let silent = options.silent();
+    let ram = Arc::new(GuestRam::default());
+    let interrupts = Arc::new(Interrupts::new(irq, vectors));
+    let engine =
+        Engine::new(config, ram.clone(), interrupts.clone()).map_err(|error| error.to_string())?;
+    let ending = Ending {
+        engine: engine.clone(),
+        options: Arc::new(options),
+    };
+    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", socket.display());
+    if silent {
+        let listener = UnixListener::bind(&socket).map_err(|error| failed(&error))?;
+        watch_signals(ending.clone())?;
+        let held = hold(&listener).map_err(|error| failed(&error));
+        ending.finish();
+        return held;
+    }
+    let regions = backend::regions(engine.bar_len());
+    let server = Server::new(&socket, true, backend::irqs(irq, vectors), regions)
+        .map_err(|error| failed(&error))?;
+    watch_signals(ending.clone())?;
+    let mut backend = Backend {
+        engine,
+        ram,
+        interrupts,
+    };
+    // The crate takes some malformed requests for its own mistakes and panics.
+    let served = catch_unwind(AssertUnwindSafe(|| server.run(&mut backend)));
+    match served {
+        Ok(Ok(())) => log::info!("the client has disconnected"),
+        Ok(Err(error)) => log::info!("the connection broke: {error}"),
+        Err(_) => log::error!("the client does not speak vfio-user"),
+    }
+    ending.finish();
+    Ok(())
+}
+
+/// Removes a socket that nobody serves any more.
+fn clear_socket(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{shown}: {error}")),
+        Ok(found) if !found.file_type().is_socket() => {
+            Err(format!("{shown}: exists, and is not a socket"))
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            Err(format!("{shown}: another process serves it"))
+        }
+        Ok(_) => fs::remove_file(path).map_err(|error| format!("{shown}: {error}")),
+    }
+}
+
+/// Takes one connection and answers nothing, until it closes.
+fn hold(listener: &UnixListener) -> io::Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    let mut bytes = [0; 4096];
+    while stream.read(&mut bytes)? > 0 {}
+    Ok(())
+}
+
+/// What is left to do at the end, whoever brings it about.
+#[derive(Clone)]
+struct Ending {
+    engine: Arc<Engine>,
+    options: Arc<Options>,
+}
+
+impl Ending {
+    fn finish(&self) {
+        self.engine.shutdown();
+        if let Some(path) = &self.options.stats {
+            let statistics = self.engine.statistics();
+            if let Err(error) = report::write_statistics(&statistics, path) {
+                eprintln!("ioat-model: {}: {error}", path.display());
+            }
+        }
+        // It may be gone already, and that is as well.
+        let _ = fs::remove_file(&self.options.socket);
+    }
+}
+
+fn watch_signals(ending: Ending) -> Result<(), String> {
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(|error| format!("signals: {error}"))?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGUSR1 {
+                    log::info!("the engine is gone");
+                    ending.engine.vanish();
+                } else {
+                    ending.finish();
+                    std::process::exit(0);
+                }
+            }
+        })
+        .map(drop)
+        .map_err(|error| format!("signals: {error}"))
+}

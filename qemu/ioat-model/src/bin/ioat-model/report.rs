@@ -1,0 +1,45 @@
+//! What the program says: log lines on standard error, statistics in a file.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use ioat_model::Statistics;
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = record.level().as_str().to_ascii_lowercase();
+        // Standard error may be gone, and then there is nobody to tell.
+        let _ = writeln!(io::stderr(), "ioat-model: {level}: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Lets log lines up to `level` through.
+pub(crate) fn start_log(level: LevelFilter) {
+    static LOGGER: Logger = Logger;
+    if log::set_logger(&LOGGER).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// Writes `statistics` to `path` as one JSON object. The file is whole at every moment.
+pub(crate) fn write_statistics(statistics: &Statistics, path: &Path) -> io::Result<()> {
+    let object: serde_json::Map<String, serde_json::Value> = statistics
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.into()))
+        .collect();
+    let mut text = serde_json::to_string_pretty(&object)?;
+    text.push('\n');
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(&new, path)
+}
