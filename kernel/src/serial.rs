@@ -4,7 +4,7 @@
 //! Input comes by interrupt.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use hal::irq::{Interrupts, IrqError, IrqEvent, IrqKind, IrqLine, IrqOps};
 use spin::Mutex;
@@ -31,6 +31,7 @@ pub struct Port {
 /// COM1 and COM2.
 pub static PORTS: [Port; 2] = [Port::new(0x3f8, 4), Port::new(0x2f8, 3)];
 static CONSOLE: AtomicU8 = AtomicU8::new(0);
+static LISTENING: AtomicBool = AtomicBool::new(false);
 
 impl Port {
     const fn new(base: u16, isa: u8) -> Self {
@@ -159,6 +160,11 @@ impl IrqOps for ReceiveInterrupt {
     fn restore(&self) {}
 }
 
+/// How many vectors are bound for the console's input.
+pub fn vectors() -> usize {
+    usize::from(LISTENING.load(Ordering::Relaxed))
+}
+
 /// Binds the interrupt of the console's input. Without I/O APIC there is none.
 pub fn listen() -> Result<IrqLine, IrqError> {
     let port = console();
@@ -171,5 +177,6 @@ pub fn listen() -> Result<IrqLine, IrqError> {
     };
     let mut lines = Interrupts::new(Arc::new(interrupt)).bind(IrqKind::Intx, 1)?;
     port.enable_receive_interrupt();
+    LISTENING.store(true, Ordering::Relaxed);
     lines.pop().ok_or(IrqError::Unsupported)
 }

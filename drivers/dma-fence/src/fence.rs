@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::alloc::Layout;
 use core::fmt;
 use core::future::IntoFuture;
 use core::mem;
@@ -27,6 +28,8 @@ pub struct Signaler {
     inner: Option<Arc<Inner>>,
 }
 
+// Of a size and alignment that no other heap block has: see `Fence::block`.
+#[repr(align(64))]
 struct Inner {
     context: u64,
     seqno: u64,
@@ -58,6 +61,13 @@ impl fmt::Display for AlreadySignalled {
 }
 
 impl Fence {
+    /// The heap block behind a fence, told apart from others by its size and alignment: so a
+    /// kernel's allocator can keep a ledger of fences that this crate does not write.
+    pub fn block() -> Layout {
+        let counts = Layout::new::<[usize; 2]>();
+        counts.extend(Layout::new::<Inner>()).map_or(counts, |(block, _)| block.pad_to_align())
+    }
+
     /// A pending fence numbered `context:seqno`. For those who number their fences themselves;
     /// others ask a [`crate::Context`].
     #[allow(clippy::new_ret_no_self)]

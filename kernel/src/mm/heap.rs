@@ -2,7 +2,9 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
+use dma_fence::Fence;
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
@@ -10,6 +12,8 @@ use super::virt;
 
 /// How much the heap grows at least.
 const STEP: usize = 256 << 10;
+
+static FENCES: AtomicUsize = AtomicUsize::new(0);
 
 struct KernelHeap(Mutex<Heap>);
 
@@ -24,6 +28,9 @@ unsafe impl GlobalAlloc for KernelHeap {
             grow(&mut heap, layout)?;
             heap.allocate_first_fit(layout)
         });
+        if block.is_ok() && layout == Fence::block() {
+            FENCES.fetch_add(1, Ordering::Relaxed);
+        }
         block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
@@ -31,6 +38,9 @@ unsafe impl GlobalAlloc for KernelHeap {
         if let Some(block) = NonNull::new(block) {
             // SAFETY: by the contract of `dealloc`.
             unsafe { self.0.lock().deallocate(block, layout) };
+            if layout == Fence::block() {
+                FENCES.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -58,6 +68,11 @@ fn grow(heap: &mut Heap, layout: Layout) -> Result<(), ()> {
         unsafe { heap.extend(step) };
     }
     Ok(())
+}
+
+/// How many fences exist: the heap's own count of their blocks.
+pub fn fences() -> usize {
+    FENCES.load(Ordering::Relaxed)
 }
 
 /// Bytes in use, and bytes the heap has taken.

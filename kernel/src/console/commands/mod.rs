@@ -1,6 +1,7 @@
 //! The commands, and how they are found.
 
 mod crash;
+mod dma;
 mod machine;
 mod pci;
 mod test;
@@ -81,6 +82,19 @@ static COMMANDS: &[Command] = &[
         pci::lspci
     ),
     command!("slots", "", "PCI Express slots and their state", pci::slots),
+    command!(
+        "dma",
+        "",
+        "DMA devices, their channels and what they did",
+        dma::dma
+    ),
+    command!("dmatest", "KEY=VALUE...", "tests channels as Linux does", async dma::test),
+    command!(
+        "audit",
+        "",
+        "what exists against what there is reason for",
+        dma::audit
+    ),
     command!("jobs", "", "commands in the background", list_jobs),
     command!("stop", "N", "stops a command in the background", stop),
     command!(

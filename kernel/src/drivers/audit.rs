@@ -1,0 +1,81 @@
+//! What exists, by the ledgers of those who hand it out, against what there is reason for.
+//!
+//! None of the ledgers is written by the code that they audit: mappings are counted by the bus,
+//! buffers and fences by the allocators, timers by their queue, vectors by their table.
+
+use core::fmt;
+
+use dmaengine::registry;
+
+use super::{dma, machine};
+use crate::mm::heap;
+use crate::time::timers;
+use crate::{irq, serial};
+
+/// An audit at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Channels that are registered.
+    pub chans: usize,
+    /// Coherent memory mapped for devices: rings and completion words.
+    pub rings: usize,
+    /// Timers that wait.
+    pub timers: usize,
+    /// Vectors of devices.
+    pub vectors: usize,
+    /// Buffers mapped for devices.
+    pub iova: usize,
+    /// Fences that exist.
+    pub fences: usize,
+    /// What exists without a reason.
+    pub leaked: usize,
+}
+
+/// Counts, and compares with what the registered devices and their clients give reason for.
+pub fn now() -> Audit {
+    let channels = registry().channels();
+    let (transfers, rings) = dma::mappings();
+    let running = channels
+        .iter()
+        .filter(|channel| channel.is_running())
+        .count();
+    let in_flight: usize = channels.iter().map(|channel| channel.in_flight()).sum();
+    let clients: usize = channels.iter().map(|channel| channel.clients()).sum();
+    let vectors = irq::bound();
+    let fences = heap::fences();
+    // A channel has one ring, its completion word in the same memory. A copy maps two buffers.
+    let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
+    leaked += vectors.saturating_sub(super::vectors() + serial::vectors());
+    if clients == 0 && in_flight == 0 {
+        leaked += fences + machine::buffers().saturating_sub(rings);
+    }
+    Audit {
+        chans: channels.len(),
+        rings,
+        timers: timers::pending(),
+        vectors,
+        iova: transfers + rings,
+        fences,
+        leaked,
+    }
+}
+
+/// The line of the interface.
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            chans,
+            rings,
+            timers,
+            vectors,
+            iova,
+            fences,
+            leaked,
+        } = self;
+        write!(
+            f,
+            "audit: chans={chans} rings={rings} timers={timers} vectors={vectors} iova={iova} \
+             fences={fences} leaked={leaked}"
+        )
+    }
+}
