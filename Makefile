@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
 export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL PASSTHROUGH QEMU V
-export CMD APPEND FAULT ENGINE KERNEL SERIAL TIMEOUT GDB DEV HOW SKIPS
+export CMD APPEND FAULT ENGINE KERNEL BIOS SERIAL TIMEOUT GDB DEV HOW SKIPS
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BARE := x86_64-unknown-none
@@ -104,6 +104,7 @@ help:
 	@echo "  ACCEL=tcg (kvm)        what executes guest code"
 	@echo "  APPEND= KERNEL=        more words for the kernel command line; another image, as"
 	@echo "                         build/longshore-test.elf, the one with the in-kernel suites"
+	@echo "  BIOS=                  other firmware for QEMU, as qboot.rom, which leaves PCI to the kernel"
 	@echo "  SERIAL=terminal (socket)"
 	@echo "                         the console here, or on build/run/serial.sock"
 	@echo "  QEMU=                  a QEMU of 10.1 or newer; found or fetched when not given"

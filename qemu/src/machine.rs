@@ -69,6 +69,9 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         &settings.command_line(),
     ]);
 
+    if let Some(bios) = &settings.bios {
+        add(&["-bios", bios]);
+    }
     match settings.serial {
         // Monitor and console share the terminal; Ctrl-C goes to the guest.
         Serial::Terminal => add(&["-serial", "mon:stdio"]),

@@ -4,9 +4,9 @@
 //! without a limit except the person at the console.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ use crate::terminal::{TerminalState, write_through};
 const QEMU_START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a report may take from its first line on, before a machine with `CMD` is ended.
 const PANIC_GRACE: Duration = Duration::from_secs(5);
+/// How long a machine with `CMD` may take to its prompt: firmware that gives up says nothing.
+const PROMPT_LIMIT: Duration = Duration::from_secs(60);
 /// How long QEMU may take to end.
 const QEMU_END_LIMIT: Duration = Duration::from_secs(5);
 /// Half a prompt is held back for this long.
@@ -100,8 +102,14 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         .command(&qemu)
         .args(&args)
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("cannot start QEMU")?;
+    let silent_engine = Arc::new(Mutex::new(None));
+    let messages = child.stderr.take().map(|stderr| {
+        let silent_engine = silent_engine.clone();
+        std::thread::spawn(move || pass_messages(stderr, &silent_engine))
+    });
     let mut source_lines = LazySourceLines {
         elf: Path::new(&settings.kernel),
         root: place.root,
@@ -111,23 +119,53 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         settings,
         start,
         watch: Watch::new(|frame: Frame| source_lines.find(frame)),
+        started: false,
+        prompt_seen: false,
         engines: &engines,
         gone: vec![false; settings.engines as usize],
     };
     let result = session.follow(&mut child, run_dir);
     let (summary, panicked) = (session.watch.summary(), session.watch.panicked());
+    let started = session.started;
     let status = match &result {
         Ok(()) => child::wait_for(&mut child, QEMU_END_LIMIT).ok().flatten(),
         Err(_) => None,
     };
     let status = status.map_or_else(|| quit(&mut child, run_dir), Ok);
+    // Whoever inherited the pipe could hold it open: do not wait for its end for ever.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while messages
+        .as_ref()
+        .is_some_and(|thread| !thread.is_finished())
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     drop(terminal);
     engines
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .end_all();
+    if !started
+        && let Some(engine) = silent_engine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    {
+        return Err(Failure::run(format!(
+            "{} does not answer on {}",
+            engine_id(engine),
+            run_dir.engine_socket(engine).display()
+        )));
+    }
     result?;
     let status = status.context("QEMU")?;
+    if !started && !status.success() {
+        let how = child::describe(status);
+        return Err(Failure::run(format!(
+            "QEMU ended with {how} before the machine started"
+        )));
+    }
 
     if settings.commands.is_some() {
         return match summary {
@@ -168,6 +206,8 @@ struct Session<'a, S> {
     settings: &'a Settings,
     start: Instant,
     watch: Watch<S>,
+    started: bool,
+    prompt_seen: bool,
     engines: &'a Mutex<Engines>,
     gone: Vec<bool>,
 }
@@ -188,7 +228,6 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
         let limit = Duration::from_secs(self.settings.timeout_s);
         let deadline = self.settings.commands.is_some().then(|| self.start + limit);
         let mut panic_deadline = None;
-        let mut started = false;
         loop {
             match rx.recv_timeout(TICK) {
                 Ok(Event::Output(bytes)) => {
@@ -200,11 +239,18 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
                     let held = self.watch.release();
                     return self.show(&Piece::Bytes(held));
                 }
-                Ok(Event::Started(Ok(()))) => started = true,
-                Ok(Event::Started(Err(_))) if started => {}
+                Ok(Event::Started(Ok(()))) => self.started = true,
                 Ok(Event::Started(Err(failure))) => {
-                    if child.try_wait().ok().flatten().is_none() {
-                        return Err(self.no_start(&failure));
+                    // A QEMU that ends closes its sockets first.
+                    if child::wait_for(child, QEMU_END_LIMIT)
+                        .ok()
+                        .flatten()
+                        .is_none()
+                    {
+                        let seconds = QEMU_START_LIMIT.as_secs();
+                        return Err(Failure::run(format!(
+                            "QEMU has not started the machine within {seconds} s: {failure}"
+                        )));
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -214,6 +260,15 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
                 }
             }
             let now = Instant::now();
+            if self.settings.commands.is_some()
+                && !self.prompt_seen
+                && now >= self.start + PROMPT_LIMIT
+            {
+                return Err(Failure::run(format!(
+                    "no prompt after {} s: firmware or kernel are stuck",
+                    PROMPT_LIMIT.as_secs()
+                )));
+            }
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Err(Failure::run(format!(
                     "the commands have not ended after {} s (TIMEOUT)",
@@ -229,28 +284,17 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
         }
     }
 
-    fn show(&self, piece: &Piece) -> Result<(), Failure> {
+    fn show(&mut self, piece: &Piece) -> Result<(), Failure> {
         match piece {
             Piece::Bytes(bytes) => {
                 write_through(&mut io::stdout().lock(), bytes).context("standard output")
             }
             Piece::FirstPrompt => {
+                self.prompt_seen = true;
+                self.started = true;
                 let line = format!("prompt after {:.2} s\n", self.start.elapsed().as_secs_f64());
                 write_through(&mut io::stderr().lock(), line.as_bytes()).context("standard error")
             }
-        }
-    }
-
-    /// An engine that holds QEMU up is the likeliest reason.
-    fn no_start(&self, failure: &Failure) -> Failure {
-        let seconds = QEMU_START_LIMIT.as_secs();
-        match self.settings.engines {
-            0 => Failure::run(format!(
-                "QEMU has not started within {seconds} s: {failure}"
-            )),
-            _ => Failure::run(format!(
-                "QEMU has not started within {seconds} s: an engine does not answer on its socket"
-            )),
         }
     }
 
@@ -288,6 +332,52 @@ fn read_output(mut stdout: ChildStdout, tx: &mpsc::Sender<Event>) {
     let _ = tx.send(Event::OutputEnds);
 }
 
+/// Passes QEMU's messages on, but for what means nothing here, and what is said better at the end.
+fn pass_messages(stderr: ChildStderr, silent_engine: &Mutex<Option<u32>>) {
+    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+        let text = String::from_utf8_lossy(&line);
+        match Message::classify(&text) {
+            Message::Noise => {}
+            Message::SilentEngine(engine) => {
+                *silent_engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine);
+            }
+            Message::Other => {
+                let _ = write_through(&mut io::stderr().lock(), format!("{text}\n").as_bytes());
+            }
+        }
+    }
+}
+
+/// What a line of QEMU's standard error is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Message {
+    /// Means nothing for machines as these.
+    Noise,
+    /// This engine has not answered when its device was made.
+    SilentEngine(u32),
+    /// For people to read.
+    Other,
+}
+
+impl Message {
+    fn classify(line: &str) -> Self {
+        // PCI error recovery is for devices of the host.
+        if line.contains("Could not enable error recovery for the device") {
+            return Self::Noise;
+        }
+        let engine = line
+            .split_once("\"id\":\"")
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .and_then(|(id, _)| control::parse_engine(id));
+        match engine {
+            Some(engine) if line.contains("timed out waiting for reply") => {
+                Self::SilentEngine(engine)
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Reads the line table when the first frame needs it.
 struct LazySourceLines<'a> {
     elf: &'a Path,
@@ -301,5 +391,29 @@ impl LazySourceLines<'_> {
             .lines
             .get_or_insert_with(|| SourceLines::load(self.elf, self.root).ok());
         lines.as_ref()?.find(frame.lookup_address())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_qemu_are_told_apart() {
+        let device = r#"qemu: -device {"bus":"port1","driver":"vfio-user-pci","id":"ioat1"}: "#;
+        let classify = |text: &str| Message::classify(&format!("{device}{text}"));
+        assert_eq!(
+            classify("warning: vfio: Could not enable error recovery for the device"),
+            Message::Noise
+        );
+        assert_eq!(
+            classify("vfio x.sock: timed out waiting for reply: Connection timed out"),
+            Message::SilentEngine(1)
+        );
+        assert_eq!(classify("no such bus"), Message::Other);
+        assert_eq!(
+            Message::classify("timed out waiting for reply"),
+            Message::Other
+        );
     }
 }

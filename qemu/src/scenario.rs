@@ -21,7 +21,7 @@ use crate::run_dir::RunDir;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 24] = [
+const VARIABLES: [&str; 25] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -35,6 +35,7 @@ const VARIABLES: [&str; 24] = [
     "ACCEL",
     "PASSTHROUGH",
     "ENGINE",
+    "BIOS",
     "KERNEL",
     "V",
     "CMD",

@@ -68,6 +68,8 @@ pub struct Settings {
     pub serial: Serial,
     /// `KERNEL`: the image, a PVH ELF
     pub kernel: String,
+    /// `BIOS`: another firmware, as QEMU's `-bios` takes it
+    pub bios: Option<String>,
     /// `QEMU`: a path, or nothing to find one
     pub qemu: Option<String>,
     /// `ENGINE`: a path, or nothing for `build/ioat-model`
@@ -98,6 +100,7 @@ impl Default for Settings {
             accel: Accel::Tcg,
             serial: Serial::Terminal,
             kernel: "build/longshore.elf".into(),
+            bios: None,
             qemu: None,
             engine: None,
             faults: Vec::new(),
@@ -151,6 +154,7 @@ impl Settings {
                 _ => Serial::Terminal,
             },
             kernel: vars.get("KERNEL").unwrap_or(default.kernel),
+            bios: vars.get("BIOS"),
             qemu: vars.get("QEMU"),
             engine: vars.get("ENGINE"),
             faults: vars.faults()?,
