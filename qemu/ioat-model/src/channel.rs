@@ -225,7 +225,7 @@ impl Channel {
         }
         let mut error = inner.get(channel::CHANERR, 4) as u32;
         if shared.config.cbver < CbVer::V3_3 {
-            error |= shared.function().config.chanerr_int();
+            error |= shared.function().config.chanerr_int(self.index);
         }
         if inner.state == State::Halted && error != 0 {
             return;
@@ -324,7 +324,8 @@ impl Channel {
             return;
         }
         if shared.config.cbver < CbVer::V3_3 {
-            shared.function().config.raise_chanerr_int(error.bits());
+            let mut function = shared.function();
+            function.config.raise_chanerr_int(self.index, error.bits());
         }
         inner.suspend = false;
         inner.set_state(State::Halted);

@@ -6,7 +6,7 @@
 use ioat_spec::{CbVer, pci};
 
 use crate::fault::Fault;
-use crate::options::{EngineConfig, Irq};
+use crate::options::{EngineConfig, Irq, MAX_CHANNELS};
 use crate::registers::{Register, RegisterSet, covers, ro, rw, w1c};
 
 /// Bytes of configuration space.
@@ -87,6 +87,9 @@ pub(crate) struct ConfigSpace {
     registers: RegisterSet,
     irq: Irq,
     bar_len: u64,
+    /// What each channel has raised in CHANERR_INT. The parts have one channel a function; with
+    /// more, one channel's error must not keep another from starting.
+    raised: [u32; MAX_CHANNELS],
 }
 
 /// Where the MSI-X table and its pending bits are in BAR0. 3.3 parts have them elsewhere (Linux).
@@ -205,6 +208,7 @@ impl ConfigSpace {
             registers: RegisterSet::new(LEN, &table(config, bar_len)),
             irq: config.irq,
             bar_len,
+            raised: [0; MAX_CHANNELS],
         }
     }
 
@@ -221,6 +225,8 @@ impl ConfigSpace {
     #[must_use]
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
         self.registers.write(offset, bytes);
+        let left = self.registers.get(pci::CHANERR_INT, 4) as u32;
+        self.raised.iter_mut().for_each(|bits| *bits &= left);
         let flr = DEVCTL + 1;
         covers(offset, bytes.len(), flr) && bytes[flr - offset] & DEVCTL_FLR != 0
     }
@@ -228,6 +234,7 @@ impl ConfigSpace {
     /// Power-on state.
     pub(crate) fn reset(&mut self) {
         self.registers.reset_all();
+        self.raised = [0; MAX_CHANNELS];
     }
 
     pub(crate) fn gates(&self) -> Gates {
@@ -249,15 +256,16 @@ impl ConfigSpace {
         }
     }
 
-    /// CHANERR_INT.
-    pub(crate) fn chanerr_int(&self) -> u32 {
-        self.registers.get(pci::CHANERR_INT, 4) as u32
+    /// What channel `n` has raised in CHANERR_INT and nobody has cleared.
+    pub(crate) fn chanerr_int(&self, n: usize) -> u32 {
+        self.raised[n]
     }
 
-    /// Sets bits of CHANERR_INT.
-    pub(crate) fn raise_chanerr_int(&mut self, bits: u32) {
-        let value = self.chanerr_int() | bits;
-        self.registers.set(pci::CHANERR_INT, 4, value.into());
+    /// Channel `n` sets bits of CHANERR_INT.
+    pub(crate) fn raise_chanerr_int(&mut self, n: usize, bits: u32) {
+        self.raised[n] |= bits;
+        let all = self.raised.iter().fold(0, |all, bits| all | bits);
+        self.registers.set(pci::CHANERR_INT, 4, all.into());
     }
 
     /// Shows in the status register whether an interrupt waits for the pin.

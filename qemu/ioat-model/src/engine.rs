@@ -229,7 +229,10 @@ impl Engine {
         let mut function = shared.function();
         function.reset();
         if dirty {
-            function.config.raise_chanerr_int(ChanErr::READ_DATA.bits());
+            for n in 0..shared.channels.len() {
+                let bits = ChanErr::READ_DATA.bits();
+                function.config.raise_chanerr_int(n, bits);
+            }
         }
     }
 
