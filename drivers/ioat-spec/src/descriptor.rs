@@ -198,7 +198,7 @@ impl Descriptor {
         Self(words)
     }
 
-    /// The word at byte `offset`, one of [`offset`](self::offset).
+    /// The word at byte `offset`, one of those in [`mod@offset`].
     pub const fn word(&self, offset: usize) -> u64 {
         self.0[offset / 8]
     }

@@ -4,7 +4,7 @@ mod rig;
 
 use ioat_model::{EngineConfig, Irq};
 use ioat_spec::{CbVer, ChanErr, Control, Descriptor, Op, State, channel, pci};
-use rig::{BASE, DATA, Event, Rig, copy, pattern};
+use rig::{DATA, Event, Rig, copy, pattern};
 
 const SRC: u64 = DATA;
 const DST: u64 = DATA + 0x20_0000;
@@ -88,7 +88,7 @@ fn broken_links_and_lost_descriptors_have_their_bits() {
     for (link, error) in [
         (Rig::slot(0, 1) + 32, ChanErr::NEXT_ADDR),
         (0x4000_0000, ChanErr::DESCRIPTOR),
-        (u64::MAX & !63, ChanErr::DESCRIPTOR),
+        (!63, ChanErr::DESCRIPTOR),
     ] {
         let rig = Rig::probed(EngineConfig::default());
         rig.put(
@@ -220,5 +220,4 @@ fn memory_that_fails_in_the_middle_is_noticed() {
     rig.machine.deny_writes(DST + 0x3fff..DST + 0x4000);
     assert_eq!(rig.run(0, &[copy(SRC, DST, 0x4000)]), State::Halted);
     assert_eq!(rig.errors(0), ChanErr::WRITE_DATA.bits());
-    assert!(BASE < DST);
 }
