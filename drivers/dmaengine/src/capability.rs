@@ -46,7 +46,8 @@ bitflags::bitflags! {
         /// Its completion interrupts. Without it the client polls; a client that only awaits is
         /// still woken, but as late as the provider's watchdog looks.
         const INTERRUPT = 1 << 0;
-        /// It starts after all earlier operations of its channel have completed.
+        /// Later operations of its channel start after it has completed: they may read what it
+        /// writes.
         const FENCE = 1 << 1;
     }
 }

@@ -7,6 +7,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use dma_fence::FenceError;
 use spin::Mutex;
 
 use crate::chan::Chan;
@@ -185,7 +186,19 @@ fn settle(chan: &Arc<Chan>) {
                 }
                 Some(Step::Stop) => {
                     chan.ops.stop().await;
-                    chan.life.state.lock().phase = Phase::Stopped;
+                    let removed = {
+                        let mut state = chan.life.state.lock();
+                        state.phase = Phase::Stopped;
+                        state.removed
+                    };
+                    let error = if removed {
+                        FenceError::Gone
+                    } else {
+                        FenceError::Terminated
+                    };
+                    for operation in chan.ops.reclaim() {
+                        operation.complete(Err(error));
+                    }
                 }
             }
         }

@@ -25,7 +25,7 @@ pub trait ChannelOps: Send + Sync {
     fn start(&self) -> BoxFuture<'_, Result<(), StartError>>;
 
     /// Stops the hardware and frees what [`ChannelOps::start`] allocated, both whether the
-    /// hardware answers or not. Operations still inside complete with an error, or wait for
+    /// hardware answers or not. Operations that have not finished wait, unmapped, for
     /// [`ChannelOps::reclaim`]. Bounded in time.
     fn stop(&self) -> BoxFuture<'_, ()>;
 
@@ -44,7 +44,9 @@ pub trait ChannelOps: Send + Sync {
     /// signalled once that is done and the channel is usable again.
     fn terminate_all(&self) -> Fence;
 
-    /// Hands back operations that a stopped channel has not finished, in their order.
+    /// Hands back what a stopped channel has not finished, in its order. The layer calls it after
+    /// each [`ChannelOps::stop`], and decides what becomes of the operations: they still own
+    /// their buffers and can run elsewhere.
     fn reclaim(&self) -> Vec<Operation> {
         Vec::new()
     }

@@ -7,7 +7,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use dma_fence::FenceError;
 use hal::time::{Duration, Instant, poll_until, timeout};
 use spin::{Mutex, Once};
 
@@ -157,9 +156,6 @@ impl Registry {
         }
         for chan in chans {
             life::remove(chan).await;
-            for operation in chan.ops.reclaim() {
-                operation.complete(Err(FenceError::Gone));
-            }
             removal.holders += chan.life.clients();
         }
         removal.stuck = in_flight();
@@ -268,6 +264,7 @@ mod tests {
     use super::*;
     use crate::mock::{self, Mock};
     use crate::{Flags, SubmitReason};
+    use dma_fence::FenceError;
     use hal::dma::{Destination, Memory, Source};
     use hal::host::block_on;
     use std::string::ToString;

@@ -1,0 +1,463 @@
+//! A channel: submitting, the doorbell, retiring.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::mem;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dma_fence::{Context, Fence, FenceError};
+use dmaengine::{
+    BoxFuture, ChannelOps, Flags, Operation, Rejected, StartError, SubmitReason, Work,
+};
+use hal::dma::{DmaSpace, MapError, Mapping};
+use hal::irq::IrqLine;
+use ioat_spec::{Control, Descriptor, State};
+use spin::Mutex;
+
+use crate::device::Device;
+use crate::error::ResetError;
+use crate::hardware;
+use crate::regs::Regs;
+use crate::ring::Ring;
+use crate::service::{self, Fault, Requests};
+use crate::split;
+
+/// A channel of an engine. The ring exists from start to stop.
+pub(crate) struct Chan {
+    this: Weak<Chan>,
+    pub(crate) device: Arc<Device>,
+    pub(crate) index: usize,
+    pub(crate) regs: Regs,
+    pub(crate) producer: Mutex<Producer>,
+    pub(crate) cleaner: Mutex<Cleaner>,
+    /// The oldest slot in flight. Written under the cleaner's lock.
+    tail: AtomicU64,
+    /// The first slot that the doorbell has not announced. Written under the producer's lock.
+    issued: AtomicU64,
+    pub(crate) requests: Requests,
+    /// This channel's own interrupt while the channel is stopped; its task has it meanwhile.
+    pub(crate) line: Mutex<Option<IrqLine>>,
+    /// What a stopped channel has not finished.
+    unfinished: Mutex<Vec<Operation>>,
+    terminations: Context,
+    running: AtomicBool,
+    pub(crate) doorbells: AtomicU64,
+    pub(crate) interrupts: AtomicU64,
+    pub(crate) recoveries: AtomicU64,
+}
+
+/// What submitting needs.
+#[derive(Default)]
+pub(crate) struct Producer {
+    ring: Option<Arc<Ring>>,
+    /// The next slot to write.
+    head: u64,
+    /// The slot at which CHAINADDR was set last: DMACOUNT counts from there.
+    base: u64,
+    /// The engine listens to the doorbell. While it does not, slots are written all the same.
+    live: bool,
+}
+
+/// What retiring needs.
+#[derive(Default)]
+pub(crate) struct Cleaner {
+    ring: Option<Arc<Ring>>,
+    in_flight: VecDeque<InFlight>,
+    /// The completion word as it was last looked at.
+    last: u64,
+    /// Somebody completes operations, outside the lock. Others leave it to them, so that
+    /// completions keep their order.
+    delivering: bool,
+}
+
+/// An operation in the ring, with what the engine reaches for it.
+pub(crate) struct InFlight {
+    /// The slot after its last.
+    end: u64,
+    operation: Operation,
+    mapped: Mapped,
+}
+
+/// An operation's memory as the engine sees it.
+enum Mapped {
+    Copy { src: Mapping, dst: Mapping },
+    Fill { dst: Mapping, pattern: u64 },
+    Null,
+}
+
+/// Which operations are taken out of a stopped ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The oldest.
+    First,
+    /// Those that were announced.
+    Issued,
+    /// All.
+    All,
+}
+
+impl InFlight {
+    /// Takes the engine's access away, then ends the operation.
+    pub(crate) fn finish(self, result: Result<(), FenceError>) {
+        drop(self.mapped);
+        self.operation.complete(result);
+    }
+
+    /// Takes the engine's access away and the operation back.
+    pub(crate) fn into_operation(self) -> Operation {
+        self.operation
+    }
+}
+
+impl Mapped {
+    fn new(space: &DmaSpace, work: &Work) -> Result<Self, MapError> {
+        Ok(match work {
+            Work::Memcpy { dst, src } => Self::Copy {
+                src: space.map_source(src)?,
+                dst: space.map_destination(dst)?,
+            },
+            Work::Memset { dst, value } => Self::Fill {
+                dst: space.map_destination(dst)?,
+                pattern: u64::from_ne_bytes([*value; 8]),
+            },
+            Work::Interrupt => Self::Null,
+        })
+    }
+
+    /// Descriptors that it takes, and bytes that they move.
+    fn measure(&self, limit: usize) -> (u64, usize) {
+        match self {
+            Self::Copy { src, dst } => {
+                split::measure(split::copy(src.segments(), dst.segments(), limit))
+            }
+            Self::Fill { dst, .. } => split::measure(split::fill(dst.segments(), limit)),
+            Self::Null => (1, 0),
+        }
+    }
+
+    /// Writes the `count` descriptors from slot `first` on, the last with `control`.
+    fn write(&self, ring: &Ring, first: u64, count: u64, limit: usize, control: Control) {
+        let last = first + count - 1;
+        let control_of = |n| if n == last { control } else { Control::empty() };
+        match self {
+            Self::Copy { src, dst } => {
+                for (n, chunk) in
+                    (first..=last).zip(split::copy(src.segments(), dst.segments(), limit))
+                {
+                    let control = control_of(n);
+                    let descriptor = Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0);
+                    ring.write(n, descriptor);
+                }
+            }
+            Self::Fill { dst, pattern } => {
+                for (n, chunk) in (first..=last).zip(split::fill(dst.segments(), limit)) {
+                    let control = control_of(n);
+                    ring.write(
+                        n,
+                        Descriptor::fill(control, chunk.len, *pattern, chunk.dst, 0),
+                    );
+                }
+            }
+            Self::Null => ring.write(first, Descriptor::null(control, 0)),
+        }
+    }
+}
+
+impl Chan {
+    pub(crate) fn new(device: Arc<Device>, index: usize, line: Option<IrqLine>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            regs: device.regs(index),
+            device,
+            index,
+            producer: Mutex::default(),
+            cleaner: Mutex::default(),
+            tail: AtomicU64::new(0),
+            issued: AtomicU64::new(0),
+            requests: Requests::default(),
+            line: Mutex::new(line),
+            unfinished: Mutex::default(),
+            terminations: Context::new(),
+            running: AtomicBool::new(false),
+            doorbells: AtomicU64::new(0),
+            interrupts: AtomicU64::new(0),
+            recoveries: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn tail(&self) -> u64 {
+        self.tail.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn issued(&self) -> u64 {
+        self.issued.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// An interrupt came: retires, re-arms, and looks once more, for what completed in between.
+    pub(crate) fn interrupted(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+        self.retire();
+        self.regs.arm();
+        self.retire();
+    }
+
+    /// Completes what the engine has finished, on the caller's stack.
+    pub(crate) fn retire(&self) {
+        let mut mine = false;
+        loop {
+            let done = {
+                let mut cleaner = self.cleaner.lock();
+                if cleaner.delivering && !mine {
+                    return;
+                }
+                let done = self.next_done(&mut cleaner);
+                mine = done.is_some();
+                cleaner.delivering = mine;
+                done
+            };
+            match done {
+                Some(in_flight) => in_flight.finish(Ok(())),
+                None => return,
+            }
+        }
+    }
+
+    /// Takes the oldest operation out of the ring if the completion word has passed it.
+    fn next_done(&self, cleaner: &mut Cleaner) -> Option<InFlight> {
+        let ring = cleaner.ring.as_ref()?;
+        let word = ring.completion();
+        let (tail, address) = (self.tail(), word.address());
+        let fresh = word.0 != cleaner.last;
+        cleaner.last = word.0;
+        if fresh && word.state() == Some(State::Halted) {
+            self.requests.fault(Fault::Halted);
+        }
+        // 0: nothing is done since CHAINADDR. The slot before the tail: nothing new is.
+        if address == 0 || address == ring.address(tail - 1) {
+            return None;
+        }
+        let Some(done) = ring.position(address, tail, self.issued()) else {
+            if fresh {
+                self.requests.fault(Fault::Foreign);
+            }
+            return None;
+        };
+        let front = cleaner.in_flight.front()?;
+        if front.end > done + 1 {
+            return None;
+        }
+        self.tail.store(front.end, Ordering::Release);
+        cleaner.in_flight.pop_front()
+    }
+
+    /// Lets the doorbell be silent while the engine is stopped.
+    pub(crate) fn silence(&self) {
+        self.producer.lock().live = false;
+    }
+
+    /// Takes operations out of a ring whose engine is stopped, and the right to complete before
+    /// all others, which [`Chan::delivered`] gives back. `None` while somebody else completes.
+    pub(crate) fn take(&self, scope: Scope) -> Option<Vec<InFlight>> {
+        let producer = self.producer.lock();
+        let mut cleaner = self.cleaner.lock();
+        if mem::replace(&mut cleaner.delivering, true) {
+            return None;
+        }
+        if scope == Scope::All {
+            self.issued.store(producer.head, Ordering::Release);
+        }
+        let issued = self.issued();
+        let count = match scope {
+            Scope::First => usize::from(self.tail() < issued),
+            Scope::Issued | Scope::All => {
+                let in_flight = cleaner.in_flight.iter();
+                in_flight.take_while(|entry| entry.end <= issued).count()
+            }
+        };
+        let taken: Vec<_> = cleaner.in_flight.drain(..count).collect();
+        if let Some(last) = taken.last() {
+            self.tail.store(last.end, Ordering::Release);
+        }
+        Some(taken)
+    }
+
+    /// Lets others complete again.
+    pub(crate) fn delivered(&self) {
+        self.cleaner.lock().delivering = false;
+        self.retire();
+    }
+
+    /// Sets an engine that was reset to work again, on what is left in the ring.
+    pub(crate) fn restart(&self) {
+        let mut producer = self.producer.lock();
+        let mut cleaner = self.cleaner.lock();
+        let Some(ring) = producer.ring.clone() else {
+            return;
+        };
+        ring.clear_completion();
+        cleaner.last = 0;
+        let (tail, issued) = (self.tail(), self.issued());
+        producer.base = tail;
+        hardware::run(&self.regs, &ring, tail);
+        if issued > tail {
+            self.regs.doorbell(issued - tail);
+        }
+        producer.live = true;
+    }
+
+    /// Gives up the ring, of an engine that is stopped for good. Nothing enters any more.
+    pub(crate) fn free_ring(&self) {
+        let rings = {
+            let mut producer = self.producer.lock();
+            let mut cleaner = self.cleaner.lock();
+            producer.live = false;
+            (producer.ring.take(), cleaner.ring.take())
+        };
+        self.running.store(false, Ordering::Relaxed);
+        drop(rings);
+    }
+
+    /// Keeps an operation for [`ChannelOps::reclaim`].
+    pub(crate) fn keep(&self, operation: Operation) {
+        self.unfinished.lock().push(operation);
+    }
+
+    async fn start(&self) -> Result<(), StartError> {
+        let device = &self.device;
+        if !device.is_usable() {
+            return Err(StartError::Gone);
+        }
+        let ring = Ring::new(&device.dma, device.options.slots()).map_err(StartError::Memory)?;
+        reset(device, &self.regs).await?;
+        if let Err((status, errors)) = hardware::start(&self.regs, &ring).await {
+            // The engine must let go of the ring before it is freed.
+            reset(device, &self.regs).await?;
+            return Err(StartError::NotReady { status, errors });
+        }
+        let ring = Arc::new(ring);
+        // Slot 0 held the descriptor of the start.
+        self.tail.store(1, Ordering::Release);
+        self.issued.store(1, Ordering::Release);
+        *self.cleaner.lock() = Cleaner {
+            last: ring.completion().0,
+            ring: Some(ring.clone()),
+            ..Cleaner::default()
+        };
+        *self.producer.lock() = Producer {
+            ring: Some(ring),
+            head: 1,
+            base: 0,
+            live: true,
+        };
+        self.running.store(true, Ordering::Relaxed);
+        if let Some(this) = self.this.upgrade() {
+            self.requests.open();
+            let line = self.line.lock().take();
+            hal::task::spawn("ioat", service::run(this, line));
+        }
+        Ok(())
+    }
+}
+
+async fn reset(device: &Device, regs: &Regs) -> Result<(), StartError> {
+    match hardware::reset(device, regs).await {
+        Ok(_) => Ok(()),
+        Err(ResetError::Gone) => Err(StartError::Gone),
+        Err(ResetError::Stuck) => Err(StartError::NotReady {
+            status: regs.status().map_or(u64::MAX, |status| status.0),
+            errors: regs.errors().map_or(u32::MAX, |errors| errors.bits()),
+        }),
+        Err(ResetError::Errors(errors)) => Err(StartError::NotReady {
+            status: regs.status().map_or(u64::MAX, |status| status.0),
+            errors,
+        }),
+    }
+}
+
+impl ChannelOps for Chan {
+    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(self.start())
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            // The task signals, or has ended before: both are an end.
+            let _ = self.requests.stop(&self.terminations).wait().await;
+        })
+    }
+
+    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+        let device = &self.device;
+        let limit = device.transfer_limit();
+        let mapped = match Mapped::new(&device.dma, operation.work()) {
+            Ok(mapped) => mapped,
+            Err(error) => return Err(Rejected::new(operation, SubmitReason::Map(error))),
+        };
+        let (count, bytes) = mapped.measure(limit);
+        if bytes != operation.work().len() {
+            let reason = SubmitReason::Map(MapError::Exhausted);
+            return Err(Rejected::new(operation, reason));
+        }
+        let mut producer = self.producer.lock();
+        let Producer { ring, head, .. } = &mut *producer;
+        let Some(ring) = ring.as_ref().filter(|_| device.is_usable()) else {
+            return Err(Rejected::new(operation, SubmitReason::Gone));
+        };
+        if count > ring.capacity() {
+            return Err(Rejected::new(operation, SubmitReason::TooLarge));
+        }
+        // The tail only moves on: there is at least this much room.
+        if *head - self.tail() + count > ring.capacity() {
+            return Err(Rejected::new(operation, SubmitReason::Full));
+        }
+        let mut control = Control::COMPLETION;
+        control.set(
+            Control::INT_EN,
+            operation.flags().contains(Flags::INTERRUPT),
+        );
+        control.set(Control::FENCE, operation.flags().contains(Flags::FENCE));
+        mapped.write(ring, *head, count, limit, control);
+        *head += count;
+        let entry = InFlight {
+            end: *head,
+            operation,
+            mapped,
+        };
+        self.cleaner.lock().in_flight.push_back(entry);
+        Ok(())
+    }
+
+    fn issue_pending(&self) {
+        {
+            let producer = self.producer.lock();
+            if self.issued() == producer.head {
+                return;
+            }
+            self.issued.store(producer.head, Ordering::Release);
+            if producer.live {
+                // The register write orders the descriptors before itself.
+                self.regs.doorbell(producer.head - producer.base);
+                self.doorbells.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.requests.watch();
+    }
+
+    fn poll(&self) {
+        self.retire();
+    }
+
+    fn terminate_all(&self) -> Fence {
+        self.requests.terminate(&self.terminations)
+    }
+
+    fn reclaim(&self) -> Vec<Operation> {
+        mem::take(&mut *self.unfinished.lock())
+    }
+}

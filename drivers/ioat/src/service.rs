@@ -1,0 +1,336 @@
+//! A channel's task, from start to stop: it serves the interrupt, watches for an engine that makes
+//! no progress, and alone resets the channel. Whatever a client drops, a reset runs to its end.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::mem;
+use core::pin::pin;
+use core::sync::atomic::{AtomicBool, Ordering, fence};
+use core::task::{Context, Poll};
+
+use atomic_waker::AtomicWaker;
+use dma_fence::{Fence, FenceError, Signaler};
+use hal::irq::IrqLine;
+use hal::time::{Duration, Instant, sleep_until};
+use ioat_spec::State;
+use spin::Mutex;
+
+use crate::chan::{Chan, Scope};
+use crate::error::ResetError;
+use crate::hardware;
+
+/// How often the watchdog looks at an engine that has work: at the memory, for completions whose
+/// interrupt was lost, and at the registers, if there are none.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often an engine without interrupts is looked at while it has work.
+const POLL: Duration = Duration::from_millis(1);
+
+/// Why a channel is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It halted with an error.
+    Halted,
+    /// It reported the completion of a descriptor that was not in flight.
+    Foreign,
+    /// It has work and makes no progress.
+    Hang,
+    /// A client gives up what it submitted.
+    Terminated,
+    /// The registers read all ones.
+    Gone,
+}
+
+/// What the channel's task is asked for.
+#[derive(Default)]
+pub(crate) struct Requests {
+    pending: Mutex<Pending>,
+    waker: AtomicWaker,
+    /// The watchdog runs, or is asked to.
+    watching: AtomicBool,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// The task is there to serve them.
+    open: bool,
+    fault: Option<Fault>,
+    terminations: Vec<Signaler>,
+    stop: Option<Signaler>,
+}
+
+impl Requests {
+    pub(crate) fn open(&self) {
+        self.pending.lock().open = true;
+        self.watching.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn fault(&self, fault: Fault) {
+        self.pending.lock().fault.get_or_insert(fault);
+        self.waker.wake();
+    }
+
+    /// Has the watchdog look after what was just announced.
+    pub(crate) fn watch(&self) {
+        // Sequentially consistent: if it was watching, it has yet to look whether it may stop.
+        if !self.watching.swap(true, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    pub(crate) fn terminate(&self, context: &dma_fence::Context) -> Fence {
+        self.ask(context, |pending, signaler| {
+            pending.terminations.push(signaler);
+        })
+    }
+
+    pub(crate) fn stop(&self, context: &dma_fence::Context) -> Fence {
+        self.ask(context, |pending, signaler| pending.stop = Some(signaler))
+    }
+
+    fn ask(&self, context: &dma_fence::Context, put: impl FnOnce(&mut Pending, Signaler)) -> Fence {
+        let (signaler, fence) = context.fence();
+        {
+            let mut pending = self.pending.lock();
+            if pending.open {
+                put(&mut pending, signaler);
+            } else {
+                drop(pending);
+                signaler.signal(Ok(()));
+            }
+        }
+        self.waker.wake();
+        fence
+    }
+}
+
+enum Event {
+    Interrupt,
+    Watch,
+    Tick,
+    Fault(Fault),
+    Terminate(Vec<Signaler>),
+    Stop(Signaler),
+}
+
+/// The task of `chan`, with its own interrupt where it has one.
+pub(crate) async fn run(chan: Arc<Chan>, mut line: Option<IrqLine>) {
+    let mut watchdog = Watchdog::new(&chan);
+    loop {
+        match next(&chan, &mut line, &watchdog).await {
+            Event::Interrupt => chan.interrupted(),
+            Event::Watch => watchdog.start(&chan),
+            Event::Tick => {
+                if let Some(fault) = watchdog.tick(&chan) {
+                    recover(&chan, fault).await;
+                    watchdog.start(&chan);
+                }
+            }
+            Event::Fault(fault) => recover(&chan, fault).await,
+            Event::Terminate(signalers) => {
+                recover(&chan, Fault::Terminated).await;
+                for signaler in signalers {
+                    signaler.signal(Ok(()));
+                }
+            }
+            Event::Stop(signaler) => {
+                shut_down(&chan).await;
+                *chan.line.lock() = line;
+                signaler.signal(Ok(()));
+                return;
+            }
+        }
+    }
+}
+
+/// What comes first. Cancel-safe in all its parts.
+async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> Event {
+    let mut interrupt = pin!(async {
+        match line {
+            Some(line) => line.wait().await,
+            None => core::future::pending().await,
+        }
+    });
+    let mut tick = pin!(async {
+        match watchdog.deadline {
+            Some(deadline) => sleep_until(deadline).await,
+            None => core::future::pending().await,
+        }
+    });
+    let ready = |cx: &mut Context<'_>| {
+        let requests = &chan.requests;
+        requests.waker.register(cx.waker());
+        {
+            let mut pending = requests.pending.lock();
+            if let Some(signaler) = pending.stop.take() {
+                pending.open = false;
+                return Some(Event::Stop(signaler));
+            }
+            if !pending.terminations.is_empty() {
+                return Some(Event::Terminate(mem::take(&mut pending.terminations)));
+            }
+            if let Some(fault) = pending.fault.take() {
+                return Some(Event::Fault(fault));
+            }
+        }
+        let watch = requests.watching.load(Ordering::SeqCst);
+        (watch && watchdog.deadline.is_none()).then_some(Event::Watch)
+    };
+    poll_fn(|cx| {
+        if let Some(event) = ready(cx) {
+            return Poll::Ready(event);
+        }
+        if interrupt.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Event::Interrupt);
+        }
+        tick.as_mut().poll(cx).map(|()| Event::Tick)
+    })
+    .await
+}
+
+/// Looks after a channel that has work.
+struct Watchdog {
+    /// When to look next; `None` while there is nothing to look after.
+    deadline: Option<Instant>,
+    step: Duration,
+    hang_limit: Duration,
+    /// The tail, and CHANSTS' address, when progress was last seen, and when that was.
+    tail: u64,
+    address: u64,
+    since: Instant,
+    /// When the registers were last looked at, or need not be.
+    looked: Instant,
+}
+
+impl Watchdog {
+    fn new(chan: &Chan) -> Self {
+        let now = Instant::now();
+        Self {
+            deadline: None,
+            step: if chan.device.has_interrupts() {
+                LOOK
+            } else {
+                POLL
+            },
+            hang_limit: chan.device.options.hang_limit,
+            tail: 0,
+            address: 0,
+            since: now,
+            looked: now,
+        }
+    }
+
+    fn start(&mut self, chan: &Chan) {
+        let now = Instant::now();
+        self.deadline = Some(now + self.step);
+        self.tail = chan.tail();
+        self.address = 0;
+        self.since = now;
+        self.looked = now;
+    }
+
+    /// The deadline has come: what is wrong with the channel, if anything.
+    fn tick(&mut self, chan: &Chan) -> Option<Fault> {
+        chan.retire();
+        let now = Instant::now();
+        self.deadline = Some(now + self.step);
+        let tail = chan.tail();
+        if chan.issued() == tail {
+            chan.requests.watching.store(false, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if chan.issued() == chan.tail() {
+                self.deadline = None;
+            } else {
+                chan.requests.watching.store(true, Ordering::Relaxed);
+            }
+            return None;
+        }
+        if tail != self.tail {
+            (self.tail, self.address) = (tail, 0);
+            (self.since, self.looked) = (now, now);
+            return None;
+        }
+        if now - self.looked < LOOK {
+            return None;
+        }
+        self.looked = now;
+        let Some(status) = chan.regs.status() else {
+            return Some(Fault::Gone);
+        };
+        if status.state() == Some(State::Halted) {
+            return Some(Fault::Halted);
+        }
+        if !chan.device.is_usable() {
+            return Some(Fault::Hang);
+        }
+        if status.address() != self.address {
+            (self.address, self.since) = (status.address(), now);
+            return None;
+        }
+        (now - self.since >= self.hang_limit).then_some(Fault::Hang)
+    }
+}
+
+/// Resets the channel, fails the operations that the fault concerns, and goes on with the rest.
+/// Each recovery from a fault of the engine's fails at least one operation, so that they end.
+async fn recover(chan: &Chan, fault: Fault) {
+    chan.recoveries.fetch_add(1, Ordering::Relaxed);
+    chan.silence();
+    let reset = hardware::reset(&chan.device, &chan.regs).await;
+    // What the engine finished before it stopped, it has reported in memory.
+    chan.retire();
+    let (scope, error) = match (reset, fault) {
+        (Err(ResetError::Gone), _) => (Scope::All, FenceError::Gone),
+        (Err(ResetError::Stuck), _) => (Scope::All, FenceError::Timeout),
+        (Err(ResetError::Errors(errors)), _) => (Scope::All, FenceError::Device(errors)),
+        (Ok(_), Fault::Terminated) => (Scope::All, FenceError::Terminated),
+        (Ok(_), Fault::Hang) => (Scope::Issued, FenceError::Timeout),
+        (Ok(errors), Fault::Halted | Fault::Foreign | Fault::Gone) => {
+            (Scope::First, FenceError::Device(errors.bits()))
+        }
+    };
+    let taken = take(chan, scope).await;
+    // What the engine said of itself before the reset has been dealt with.
+    chan.requests.pending.lock().fault = None;
+    if chan.device.is_usable() && reset.is_ok() {
+        chan.restart();
+    } else {
+        chan.free_ring();
+    }
+    for operation in taken {
+        operation.finish(Err(error));
+    }
+    chan.delivered();
+}
+
+/// Stops the channel for good, and keeps what it has not finished.
+async fn shut_down(chan: &Chan) {
+    chan.silence();
+    // Whatever it answers, the engine reaches no memory of ours any more.
+    let _ = hardware::reset(&chan.device, &chan.regs).await;
+    chan.retire();
+    let taken = take(chan, Scope::All).await;
+    chan.free_ring();
+    for operation in taken {
+        chan.keep(operation.into_operation());
+    }
+    let left = {
+        let mut pending = chan.requests.pending.lock();
+        pending.fault = None;
+        mem::take(&mut pending.terminations)
+    };
+    for signaler in left {
+        signaler.signal(Ok(()));
+    }
+    chan.delivered();
+}
+
+async fn take(chan: &Chan, scope: Scope) -> Vec<crate::chan::InFlight> {
+    loop {
+        if let Some(taken) = chan.take(scope) {
+            return taken;
+        }
+        // Another CPU is completing operations: it does not wait for anything.
+        hal::task::yield_now().await;
+    }
+}
