@@ -6,6 +6,7 @@
 
 mod cpus;
 mod memory;
+mod services;
 mod tasks;
 
 use alloc::boxed::Box;
@@ -52,7 +53,12 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-static SUITES: &[&Suite] = &[&memory::SUITE, &tasks::SUITE, &cpus::SUITE];
+static SUITES: &[&Suite] = &[
+    &memory::SUITE,
+    &tasks::SUITE,
+    &cpus::SUITE,
+    &services::SUITE,
+];
 
 /// The names of all suites.
 pub fn names() -> impl Iterator<Item = &'static str> {

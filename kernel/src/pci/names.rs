@@ -1,5 +1,7 @@
 //! Names for what people meet: a few classes, and the devices of the machines we run on.
 
+use hal::pci::Identity;
+
 /// A function's class in words. PCI Code and ID Assignment 1.16.
 pub fn class(class: u32) -> &'static str {
     match class >> 8 {
@@ -19,8 +21,8 @@ pub fn class(class: u32) -> &'static str {
 }
 
 /// A device's name, where it is known. I/OAT engines are named by their driver's table.
-pub fn device(vendor: u16, device: u16) -> Option<&'static str> {
-    Some(match (vendor, device) {
+pub fn device(id: &Identity) -> Option<&'static str> {
+    Some(match (id.vendor, id.device) {
         (0x8086, 0x29c0) => "82G33/Q35 host bridge",
         (0x8086, 0x2918) => "82801IB (ICH9) LPC interface",
         (0x8086, 0x2922) => "82801IR (ICH9R) SATA controller",
@@ -34,13 +36,6 @@ pub fn device(vendor: u16, device: u16) -> Option<&'static str> {
         (0x104c, 0x8233) => "XIO3130 switch, downstream",
         (0x1234, 0x1111) => "QEMU display",
         (0x1234, 0x11e8) => "QEMU edu device",
-        _ => return ioat_spec_name(vendor, device),
+        _ => return ioat::matches(id),
     })
-}
-
-fn ioat_spec_name(vendor: u16, device: u16) -> Option<&'static str> {
-    let part = ioat_spec::pci::PARTS
-        .iter()
-        .find(|part| part.device == device)?;
-    (vendor == ioat_spec::pci::VENDOR_INTEL).then_some(part.name)
 }

@@ -18,7 +18,6 @@ pub(super) fn dma(args: &[String]) -> CommandResult {
             crate::println!("{channel}");
         }
     }
-    drivers::engines(|address, engine| crate::println!("{address} {engine}"));
     crate::println!("{}", registry().cpu());
     crate::println!("dma: devices={}", registry().devices().len());
     Ok(())

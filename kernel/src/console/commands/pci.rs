@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{CommandResult, no_arguments};
+use crate::drivers;
 use crate::pci::{assign, bus, names, slots as pci_slots};
 
 pub(super) fn lspci(args: &[String]) -> CommandResult {
@@ -22,7 +23,7 @@ pub(super) fn lspci(args: &[String]) -> CommandResult {
             names::class(id.class),
             id.vendor,
             id.device,
-            names::device(id.vendor, id.device).unwrap_or("unknown"),
+            names::device(&id).unwrap_or("unknown"),
             id.revision
         );
         if verbose {
@@ -60,6 +61,9 @@ fn details(device: &bus::Device) {
             0 => crate::println!(" without an address"),
             at => crate::println!(" at {at:#x}"),
         }
+    }
+    if let Some(engine) = drivers::describe(found.address) {
+        crate::println!("        {engine}");
     }
     let list = |ids: Vec<String>| ids.join(" ");
     let caps = found.config.capabilities();

@@ -1,0 +1,63 @@
+//! The I/OAT engines that were found.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+
+use dmaengine::registry;
+use hal::irq::IrqKind;
+use hal::pci::Address;
+use ioat::Engine;
+use spin::Mutex;
+
+use crate::pci::bus;
+
+/// How its interrupts are named.
+const NAME: &str = "ioat";
+
+static ENGINES: Mutex<BTreeMap<Address, Engine>> = Mutex::new(BTreeMap::new());
+
+/// Hands every function that the driver knows to the driver. An engine that it does not take is
+/// reported.
+pub async fn probe_all() {
+    for device in bus::devices() {
+        if ioat::matches(&device.found.identity).is_some() {
+            probe(device.found.address).await;
+        }
+    }
+}
+
+async fn probe(address: Address) {
+    let Some(function) = bus::take(address, NAME) else {
+        return;
+    };
+    match ioat::probe(function, registry()).await {
+        Ok(engine) => {
+            let text = engine.to_string();
+            log::info!("{}", text.lines().next().unwrap_or_default());
+            ENGINES.lock().insert(address, engine);
+        }
+        Err(error) => log::error!("{address}: not used: {error}"),
+    }
+}
+
+/// What the driver says of the engine at `address`, where it has taken one.
+pub fn describe(address: Address) -> Option<String> {
+    ENGINES.lock().get(&address).map(ToString::to_string)
+}
+
+/// How many fences the engines have reason for: where all channels share an interrupt, the task
+/// that serves it is stopped by one and answers by another.
+pub fn fences() -> usize {
+    let shared = |engine: &&Engine| engine.interrupt().is_some_and(|kind| kind != IrqKind::MsiX);
+    2 * ENGINES.lock().values().filter(shared).count()
+}
+
+/// How many vectors the engines have reason for.
+pub fn vectors() -> usize {
+    let of = |engine: &Engine| match engine.interrupt() {
+        None => 0,
+        Some(IrqKind::MsiX) => engine.device().channels().count(),
+        Some(IrqKind::Msi | IrqKind::Intx) => 1,
+    };
+    ENGINES.lock().values().map(of).sum()
+}
