@@ -211,6 +211,36 @@ pub fn bus_write(phys: u64, bytes: &[u8]) -> Result<(), BusError> {
     Ok(())
 }
 
+/// Reads the word at `phys`, a multiple of 8, as a device would: in one access, and ordered before
+/// its later ones.
+pub fn bus_load64(phys: u64) -> Result<u64, BusError> {
+    Ok(u64::from_le(bus_word(phys)?.load(Ordering::Acquire)))
+}
+
+/// Writes the word at `phys`, a multiple of 8, as a device would: in one access, and ordered after
+/// its earlier ones.
+pub fn bus_store64(phys: u64, value: u64) -> Result<(), BusError> {
+    bus_word(phys)?.store(value.to_le(), Ordering::Release);
+    Ok(())
+}
+
+fn bus_word(phys: u64) -> Result<&'static AtomicU64, BusError> {
+    if !phys.is_multiple_of(8) {
+        return Err(BusError);
+    }
+    let word = bus_pointer(phys, 8)?;
+    // SAFETY: inside the arena, which lives forever, and aligned, as the arena is.
+    Ok(unsafe { AtomicU64::from_ptr(word.as_ptr().cast()) })
+}
+
+/// Copies physical memory as a device would, as if by way of a buffer of its own.
+pub fn bus_copy(src: u64, dst: u64, len: usize) -> Result<(), BusError> {
+    let (from, to) = (bus_pointer(src, len)?, bus_pointer(dst, len)?);
+    // SAFETY: both ranges are inside the arena; they may overlap.
+    unsafe { core::ptr::copy(from.as_ptr(), to.as_ptr(), len) };
+    Ok(())
+}
+
 static COUNTER: [[AtomicIsize; COUNTERS]; CPUS] =
     [const { [const { AtomicIsize::new(0) }; COUNTERS] }; CPUS];
 
@@ -241,4 +271,25 @@ fn longshore_hal_local_sum(counter: usize) -> isize {
         .iter()
         .map(|cpu| cpu[counter].load(Ordering::SeqCst))
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_reaches_the_arena_and_nothing_else() {
+        let memory = crate::dma::Memory::new(64).unwrap();
+        let phys = memory.extent().phys;
+        bus_store64(phys, 0x1122_3344_5566_7788).unwrap();
+        bus_copy(phys, phys + 8, 8).unwrap();
+        assert_eq!(bus_load64(phys + 8), Ok(0x1122_3344_5566_7788));
+        assert_eq!(memory[15], 0x11);
+        assert_eq!(bus_load64(phys + 4), Err(BusError), "misaligned");
+        let end = ARENA_PHYS + ARENA_LEN as u64;
+        assert_eq!(bus_load64(end), Err(BusError));
+        assert_eq!(bus_store64(0, 1), Err(BusError));
+        assert_eq!(bus_copy(phys, end - 4, 8), Err(BusError));
+        assert_eq!(bus_copy(u64::MAX - 2, phys, 8), Err(BusError));
+    }
 }
