@@ -10,6 +10,7 @@
 //! | [`symbols`], [`source_lines`] | names and lines for the kernel's panic report |
 //! | [`suite`], [`tally`] | `make test` |
 //! | [`scenario`] | machines under test |
+//! | [`linux`] | a Linux kernel on our engines |
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod control;
 pub mod engines;
 pub mod failure;
 pub mod hotplug;
+pub mod linux;
 pub mod machine;
 pub mod qemu;
 pub mod qmp;
