@@ -20,9 +20,12 @@ use crate::chan::{Chan, Scope};
 use crate::error::ResetError;
 use crate::hardware;
 
-/// How often the watchdog looks at an engine that has work: at the memory, for completions whose
-/// interrupt was lost, and at the registers, if there are none.
+/// How often the watchdog looks at the memory of an engine that has work, for completions whose
+/// interrupt was lost.
 const LOOK: Duration = Duration::from_millis(100);
+/// After how long without any it looks at the registers, and how often from then on. Linux's
+/// completion timeout is the same.
+const ASK: Duration = Duration::from_millis(200);
 /// How often an engine without interrupts is looked at while it has work.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -250,7 +253,7 @@ impl Watchdog {
             (self.since, self.looked) = (now, now);
             return None;
         }
-        if now - self.looked < LOOK {
+        if now - self.looked < ASK {
             return None;
         }
         self.looked = now;

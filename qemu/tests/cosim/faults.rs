@@ -1,0 +1,273 @@
+//! Engines that misbehave: every wait ends, every operation gets an answer, and the channel works
+//! afterwards where the engine does.
+
+use dma_fence::FenceError;
+use dmaengine::{Channel, Finished, Flags, Memcpy, Submitted};
+use hal::dma::{Destination, Memory, Source};
+use hal::host::block_on;
+use hal::time::{Duration, Instant};
+use ioat::{Options, ProbeError, ResetError};
+use ioat_model::{EngineConfig, Fault};
+use std::sync::Arc;
+
+use crate::rig::{Driven, Rig};
+
+fn with(fault: Fault) -> EngineConfig {
+    EngineConfig {
+        faults: vec![fault],
+        ..EngineConfig::default()
+    }
+}
+
+/// Impatient, for tests.
+fn options() -> Options {
+    Options {
+        hang_limit: Duration::from_millis(300),
+        ..Options::default()
+    }
+}
+
+fn submit(channel: &Channel, byte: u8, flags: Flags) -> Submitted<Memcpy> {
+    let mut memory = Memory::new(3000).unwrap();
+    memory.fill(byte);
+    let src = Source::new(Arc::new(memory), 0..3000).unwrap();
+    let dst = Destination::new(Memory::new(3000).unwrap(), 0..3000).unwrap();
+    let descriptor = channel.prep_memcpy(dst, src, flags).unwrap();
+    channel.submit(descriptor).unwrap()
+}
+
+/// Waits, at most for a few seconds, and checks the data of those that succeeded.
+fn ended(submitted: Submitted<Memcpy>, byte: u8) -> Result<(), FenceError> {
+    let limit = Duration::from_secs(5);
+    let ended = block_on(hal::time::timeout(limit, submitted.finish()));
+    let Finished { buffers, result } = ended.expect("bounded");
+    let (dst, _) = buffers.expect("buffers come back");
+    if result.is_ok() {
+        assert!(dst.into_memory().iter().all(|&found| found == byte));
+    }
+    result
+}
+
+fn works(channel: &Channel) {
+    let submitted = submit(channel, 0x77, Flags::INTERRUPT);
+    channel.issue_pending();
+    assert_eq!(ended(submitted, 0x77), Ok(()));
+}
+
+#[test]
+fn an_error_fails_one_copy_and_spares_the_others() {
+    for bit in [0, 1, 8, 9, 11] {
+        let driven = Driven::new(with(Fault::Error(4, bit)), options());
+        let channel = block_on(driven.chan(0).request()).unwrap();
+        let batch: Vec<_> = (0..8)
+            .map(|i| submit(&channel, i, Flags::INTERRUPT))
+            .collect();
+        channel.issue_pending();
+        for (i, submitted) in batch.into_iter().enumerate() {
+            let expected = match i {
+                3 => Err(FenceError::Device(1 << bit)),
+                _ => Ok(()),
+            };
+            assert_eq!(ended(submitted, i as u8), expected, "copy {i}, bit {bit}");
+        }
+        works(&channel);
+        assert_eq!(channel.counters().errors, 1);
+        block_on(channel.release());
+        driven.remove();
+    }
+}
+
+#[test]
+fn an_error_is_found_by_polling_too() {
+    let driven = Driven::new(with(Fault::Error(1, 8)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let first = submit(&channel, 1, Flags::empty());
+    let second = submit(&channel, 2, Flags::empty());
+    channel.issue_pending();
+    block_on(async {
+        while !second.fence().is_signalled() {
+            channel.poll();
+            hal::task::yield_now().await;
+        }
+    });
+    assert_eq!(ended(first, 1), Err(FenceError::Device(0x100)));
+    assert_eq!(ended(second, 2), Ok(()));
+}
+
+#[test]
+fn a_hang_is_bounded_and_the_channel_works_again() {
+    let driven = Driven::new(with(Fault::Hang(2)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let start = Instant::now();
+    let batch: Vec<_> = (0..3)
+        .map(|i| submit(&channel, i, Flags::INTERRUPT))
+        .collect();
+    channel.issue_pending();
+    let results: Vec<_> = (0..).zip(batch).map(|(i, copy)| ended(copy, i)).collect();
+    let timeout = Err(FenceError::Timeout);
+    assert_eq!(results, [Ok(()), timeout, timeout]);
+    assert!(start.elapsed() < Duration::from_secs(3));
+    works(&channel);
+    block_on(channel.release());
+    driven.remove();
+}
+
+#[test]
+fn a_hang_at_the_start_is_an_error() {
+    let driven = Driven::new(with(Fault::Hang(0)), options());
+    let error = block_on(driven.chan(0).request()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("did not start: status 0x"), "{text}");
+    assert!(driven.driver.to_string().contains("stopped"));
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+}
+
+#[test]
+fn a_lost_interrupt_costs_time_only() {
+    let driven = Driven::new(with(Fault::DropIrq(1)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+    works(&channel);
+    assert_eq!(channel.counters().errors, 0);
+    assert!(driven.driver.to_string().contains("channel 0: running"));
+    assert!(!driven.driver.to_string().contains("recoveries=1"));
+}
+
+#[test]
+fn an_engine_that_vanishes_fails_all_and_is_left_alone() {
+    let driven = Driven::new(with(Fault::AllOnes(3)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let batch: Vec<_> = (0..6)
+        .map(|i| submit(&channel, i, Flags::INTERRUPT))
+        .collect();
+    channel.issue_pending();
+    let results: Vec<_> = (0..).zip(batch).map(|(i, copy)| ended(copy, i)).collect();
+    let gone = Err(FenceError::Gone);
+    assert_eq!(results[3..], [gone, gone, gone]);
+    assert!(driven.driver.is_gone());
+    let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+    let fill = channel.prep_memset(dst, 1, Flags::empty()).unwrap();
+    let error = channel.submit(fill).unwrap_err();
+    assert_eq!(error.reason, dmaengine::SubmitReason::Gone);
+    let engine = driven.rig.engine.clone();
+    let touched = engine.statistics().mmio_after_gone;
+    assert!(touched <= 2, "{touched} accesses to find out");
+    drop(channel);
+    driven.remove();
+    assert_eq!(engine.statistics().mmio_after_gone, touched);
+}
+
+#[test]
+fn an_engine_left_running_by_somebody_is_taken_over() {
+    let driven = Driven::new(with(Fault::Dirty), options());
+    for index in 0..4 {
+        let channel = block_on(driven.chan(index).request()).unwrap();
+        works(&channel);
+    }
+    driven.remove();
+}
+
+#[test]
+fn a_driver_takes_over_from_a_driver() {
+    let driven = Driven::new(EngineConfig::default(), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+    // Nobody removes it: as after a crash.
+    let Driven { rig, driver } = driven;
+    let _ = std::mem::ManuallyDrop::new(driver);
+    let again = rig.probe(options());
+    let channel = block_on(again.chan(0).request()).unwrap();
+    works(&channel);
+}
+
+fn refused(config: EngineConfig) -> (ProbeError, Rig) {
+    let rig = Rig::new(config);
+    let error = rig.try_probe(options()).unwrap_err();
+    assert!(!rig.bus_master(), "{error}");
+    assert!(rig.registry.devices().is_empty());
+    assert!(!error.to_string().contains('\n'));
+    (error, rig)
+}
+
+#[test]
+fn what_cannot_be_driven_is_refused() {
+    let (error, _) = refused(with(Fault::ChanCnt(0)));
+    assert_eq!(error, ProbeError::NoChannels);
+    let (error, _) = refused(with(Fault::XferCap(0)));
+    assert_eq!(error, ProbeError::TransferCapacity(0));
+    let (error, _) = refused(with(Fault::NoReset));
+    let expected = ProbeError::Reset {
+        channel: 0,
+        error: ResetError::Stuck,
+    };
+    assert_eq!(error, expected);
+    let (error, _) = refused(with(Fault::AllOnes(0)).vanished());
+    assert!(
+        matches!(error, ProbeError::Unknown { .. } | ProbeError::Gone),
+        "{error:?}"
+    );
+}
+
+trait Vanished {
+    fn vanished(self) -> Self;
+}
+
+impl Vanished for EngineConfig {
+    /// Not one of ours, as a function that is absent reads.
+    fn vanished(mut self) -> Self {
+        self.faults.clear();
+        self.device_id = 0xffff;
+        self
+    }
+}
+
+#[test]
+fn unknown_functions_and_small_bars_are_refused() {
+    let rig = Rig::new(EngineConfig::default());
+    let probe = |function| block_on(ioat::probe(function, &rig.registry)).unwrap_err();
+    let mut function = rig.function();
+    function.identity.device = 0x1234;
+    let expected = ProbeError::Unknown {
+        vendor: 0x8086,
+        device: 0x1234,
+    };
+    assert_eq!(probe(function), expected);
+    let mut function = rig.function();
+    function.bars[0] = None;
+    assert_eq!(probe(function), ProbeError::NoBar);
+    let mut function = rig.function();
+    let inner = function.bars[0].take().unwrap();
+    function.bars[0] = Some(hal::mmio::MmioRegion::new(Arc::new(Window(inner)), 0x100));
+    let small = ProbeError::SmallBar {
+        len: 0x100,
+        needed: 0x280,
+    };
+    assert_eq!(probe(function), small);
+}
+
+/// A part of a BAR.
+struct Window(hal::mmio::MmioRegion);
+
+impl hal::mmio::MmioOps for Window {
+    fn read(&self, offset: usize, width: hal::mmio::Width) -> u64 {
+        self.0.read(offset, width)
+    }
+    fn write(&self, offset: usize, width: hal::mmio::Width, value: u64) {
+        self.0.write(offset, width, value);
+    }
+}
+
+#[test]
+fn looping_capabilities_end() {
+    let driven = Driven::new(with(Fault::CapabilityLoop), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+}
+
+#[test]
+fn the_smallest_transfer_limit_works() {
+    let driven = Driven::new(with(Fault::XferCap(12)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+}

@@ -1,0 +1,314 @@
+//! The real engine model wired to the real driver: registers, configuration space, interrupts and
+//! memory, in one process.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dmaengine::{DmaChan, Registry};
+use hal::host::{self, direct_space};
+use hal::irq::{Interrupts, IrqError, IrqEvent, IrqKind, IrqOps};
+use hal::mmio::{MmioOps, MmioRegion, Width};
+use hal::pci::{Address, Config, ConfigOps, Function, Identity, header};
+use hal::time::Duration;
+use ioat_model::{CopyError, Engine, EngineConfig, GuestMemory, InterruptSink, Irq, MemoryError};
+
+/// The arena as the engine sees it.
+struct Arena;
+
+impl GuestMemory for Arena {
+    fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        host::bus_read(addr, bytes).map_err(|_| MemoryError)
+    }
+
+    fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        host::bus_write(addr, bytes).map_err(|_| MemoryError)
+    }
+
+    fn copy(&self, src: u64, dst: u64, len: usize) -> Result<(), CopyError> {
+        host::bus_pointer(src, len).map_err(|_| CopyError::Source)?;
+        host::bus_copy(src, dst, len).map_err(|_| CopyError::Destination)
+    }
+
+    fn load64(&self, addr: u64) -> Result<u64, MemoryError> {
+        host::bus_load64(addr).map_err(|_| MemoryError)
+    }
+
+    fn store64(&self, addr: u64, value: u64) -> Result<(), MemoryError> {
+        host::bus_store64(addr, value).map_err(|_| MemoryError)
+    }
+}
+
+/// What the interrupt controller and the kernel's handlers do.
+#[derive(Default)]
+struct Controller {
+    state: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    messages: Vec<Option<Arc<IrqEvent>>>,
+    pin: Option<Arc<IrqEvent>>,
+    asserted: bool,
+    masked: bool,
+    /// Which capability is enabled, to enable it anew after a reset that lost it.
+    kind: Option<IrqKind>,
+}
+
+impl Controller {
+    fn lines(&self) -> std::sync::MutexGuard<'_, Lines> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pin that is asserted and not masked raises its event, and is masked.
+    fn pin(&self, change: impl FnOnce(&mut Lines)) {
+        let event = {
+            let mut lines = self.lines();
+            change(&mut lines);
+            if !lines.asserted || lines.masked {
+                return;
+            }
+            lines.masked = true;
+            lines.pin.clone()
+        };
+        if let Some(event) = event {
+            event.raise();
+            event.wake();
+        }
+    }
+}
+
+impl InterruptSink for Controller {
+    fn message(&self, vector: usize) {
+        let event = self.lines().messages.get(vector).cloned().flatten();
+        if let Some(event) = event {
+            event.raise();
+            event.wake();
+        }
+    }
+
+    fn set_intx(&self, asserted: bool) {
+        self.pin(|lines| lines.asserted = asserted);
+    }
+}
+
+struct Bar(Arc<Engine>);
+
+impl MmioOps for Bar {
+    fn read(&self, offset: usize, width: Width) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.bar_read(offset as u64, &mut bytes[..width.bytes()]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn write(&self, offset: usize, width: Width, value: u64) {
+        let bytes = value.to_le_bytes();
+        self.0.bar_write(offset as u64, &bytes[..width.bytes()]);
+    }
+}
+
+struct Space(Arc<Engine>);
+
+impl ConfigOps for Space {
+    fn len(&self) -> usize {
+        4096
+    }
+
+    fn read(&self, offset: usize, width: Width) -> u32 {
+        let mut bytes = [0; 4];
+        self.0
+            .config_read(offset as u64, &mut bytes[..width.bytes()]);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn write(&self, offset: usize, width: Width, value: u32) {
+        let bytes = value.to_le_bytes();
+        self.0.config_write(offset as u64, &bytes[..width.bytes()]);
+    }
+}
+
+struct Routes {
+    controller: Arc<Controller>,
+    config: Config,
+    channels: usize,
+}
+
+const CAP_MSI: u8 = 0x05;
+const CAP_MSIX: u8 = 0x11;
+const MSI_ENABLE: u16 = 1 << 0;
+const MSIX_ENABLE: u16 = 1 << 15;
+
+impl Routes {
+    fn enable(&self, kind: IrqKind, on: bool) {
+        let (id, bit) = match kind {
+            IrqKind::MsiX => (CAP_MSIX, MSIX_ENABLE),
+            IrqKind::Msi => (CAP_MSI, MSI_ENABLE),
+            IrqKind::Intx => return,
+        };
+        if let Some(cap) = self.config.capability(id) {
+            let control = self.config.read16(cap + 2);
+            let control = if on { control | bit } else { control & !bit };
+            self.config.write16(cap + 2, control);
+        }
+    }
+}
+
+impl IrqOps for Routes {
+    fn available(&self, kind: IrqKind) -> usize {
+        match kind {
+            IrqKind::MsiX => self
+                .config
+                .capability(CAP_MSIX)
+                .map_or(0, |_| self.channels),
+            IrqKind::Msi => self.config.capability(CAP_MSI).map_or(0, |_| 1),
+            IrqKind::Intx => 1,
+        }
+    }
+
+    fn bind(&self, kind: IrqKind, index: usize, event: Arc<IrqEvent>) -> Result<(), IrqError> {
+        {
+            let mut lines = self.controller.lines();
+            lines.kind = Some(kind);
+            if kind == IrqKind::Intx {
+                lines.pin = Some(event);
+            } else {
+                let len = lines.messages.len().max(index + 1);
+                lines.messages.resize(len, None);
+                lines.messages[index] = Some(event);
+            }
+        }
+        self.enable(kind, true);
+        Ok(())
+    }
+
+    fn unbind(&self, kind: IrqKind, index: usize) {
+        let left = {
+            let mut lines = self.controller.lines();
+            if kind == IrqKind::Intx {
+                lines.pin = None;
+            } else if let Some(line) = lines.messages.get_mut(index) {
+                *line = None;
+            }
+            lines.pin.is_some() || lines.messages.iter().any(Option::is_some)
+        };
+        if !left {
+            self.enable(kind, false);
+        }
+    }
+
+    fn unmask(&self, _: IrqKind, _: usize) {
+        self.controller.pin(|lines| lines.masked = false);
+    }
+
+    fn restore(&self) {
+        let kind = self.controller.lines().kind;
+        if let Some(kind) = kind {
+            self.enable(kind, true);
+        }
+    }
+}
+
+/// An engine, and a registry for its driver.
+pub(crate) struct Rig {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) registry: Registry,
+    controller: Arc<Controller>,
+    config: EngineConfig,
+}
+
+/// An engine with the driver that was probed on it.
+pub(crate) struct Driven {
+    pub(crate) rig: Rig,
+    pub(crate) driver: ioat::Engine,
+}
+
+impl Rig {
+    pub(crate) fn new(config: EngineConfig) -> Self {
+        let controller = Arc::new(Controller::default());
+        let engine = Engine::new(config.clone(), Arc::new(Arena), controller.clone()).unwrap();
+        Self {
+            engine,
+            registry: Registry::new(),
+            controller,
+            config,
+        }
+    }
+
+    /// The function as a kernel's bus would hand it to a driver.
+    pub(crate) fn function(&self) -> Function {
+        let config = Config::new(Arc::new(Space(self.engine.clone())));
+        config.update_command(header::COMMAND_MEMORY, header::COMMAND_BUS_MASTER);
+        let routes = Routes {
+            controller: self.controller.clone(),
+            config: config.clone(),
+            channels: self.config.channels,
+        };
+        let bar = MmioRegion::new(Arc::new(Bar(self.engine.clone())), 16 << 10);
+        let mut bars = [const { None }; 6];
+        bars[0] = Some(bar);
+        Function {
+            address: Address {
+                segment: 0,
+                bus: 1,
+                device: 0,
+                function: 0,
+            },
+            identity: Identity {
+                vendor: config.read16(header::VENDOR),
+                device: config.read16(header::DEVICE),
+                class: config.read32(8) >> 8,
+                revision: config.read8(8),
+            },
+            config,
+            bars,
+            dma: direct_space(),
+            interrupts: Interrupts::new(Arc::new(routes)),
+            node: None,
+        }
+    }
+
+    /// Whether the engine may access memory.
+    pub(crate) fn bus_master(&self) -> bool {
+        let config = Config::new(Arc::new(Space(self.engine.clone())));
+        config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER != 0
+    }
+
+    pub(crate) fn probe(self, options: ioat::Options) -> Driven {
+        let driver = self.try_probe(options).unwrap();
+        Driven { rig: self, driver }
+    }
+
+    pub(crate) fn try_probe(
+        &self,
+        options: ioat::Options,
+    ) -> Result<ioat::Engine, ioat::ProbeError> {
+        let function = self.function();
+        host::block_on(ioat::probe_with(function, &self.registry, options))
+    }
+}
+
+impl Driven {
+    pub(crate) fn new(config: EngineConfig, options: ioat::Options) -> Self {
+        Rig::new(config).probe(options)
+    }
+
+    pub(crate) fn chan(&self, index: usize) -> DmaChan {
+        self.driver.device().channels().nth(index).unwrap()
+    }
+
+    /// Removes the engine and checks that it is left as it should be.
+    pub(crate) fn remove(self) -> dmaengine::Removal {
+        let removal = host::block_on(self.driver.remove(Duration::from_secs(1)));
+        assert!(!self.rig.bus_master() || self.rig.engine.statistics().mmio_after_gone > 0);
+        assert!(self.rig.registry.devices().is_empty());
+        let lines = self.rig.controller.lines();
+        assert!(lines.pin.is_none() && lines.messages.iter().all(Option::is_none));
+        removal
+    }
+}
+
+/// An engine of `version` with one way to interrupt.
+pub(crate) fn config(version: ioat_spec::CbVer, irq: Irq) -> EngineConfig {
+    EngineConfig {
+        irq,
+        ..EngineConfig::new(version)
+    }
+}
