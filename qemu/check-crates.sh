@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Crates that may have unsafe code; each block has its reason beside it (a clippy lint).
-may_be_unsafe=" boot kernel drivers/hal qemu/ioat-model "
+may_be_unsafe=" boot kernel drivers/hal "
 status=0
 complain() {
     echo "check: $*" >&2

@@ -4,6 +4,8 @@
 //! Sources, by section: "E7" is Intel's Xeon E7 v2 datasheet vol. 2, "SPDK" `ioat_spec.h`,
 //! "FreeBSD" `ioat_hw.h`, "DPDK" `ioat_hw_defs.h`, "Linux" `registers.h` and `hw.h` of ioatdma.
 
+#![forbid(unsafe_code)]
+
 use ioat_spec::{
     CbVer, ChanCmd, ChanCtrl, ChanErr, ChanSts, Control, Descriptor, DmaCap, IntrCtrl, Op, State,
     channel, descriptor, device, pci,

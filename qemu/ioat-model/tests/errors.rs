@@ -1,5 +1,7 @@
 //! Errors: one bit each, the channel halted, and the way back.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use ioat_model::{EngineConfig, Irq};

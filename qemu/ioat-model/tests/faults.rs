@@ -1,5 +1,7 @@
 //! Faults on order come true, once where once is said, and the statistics tell.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use std::time::Duration;

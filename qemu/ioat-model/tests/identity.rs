@@ -1,5 +1,7 @@
 //! What the engine says it is, and registers that only store.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use ioat_model::{Engine, EngineConfig, Fault, Irq};

@@ -1,5 +1,7 @@
 //! Interrupts: who sends them when, by message and by pin.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use std::time::{Duration, Instant};

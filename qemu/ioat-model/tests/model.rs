@@ -1,5 +1,7 @@
 //! Random chains of descriptors against a model that is nothing but `memcpy`.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use ioat_model::EngineConfig;

@@ -1,5 +1,7 @@
 //! Descriptors: copies, fills, null descriptors, chains and doorbells.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use ioat_model::{EngineConfig, Fault};

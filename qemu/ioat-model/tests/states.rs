@@ -1,5 +1,7 @@
 //! The state machine: arming, suspending, resetting, and what each leaves behind.
 
+#![forbid(unsafe_code)]
+
 mod rig;
 
 use std::time::Duration;
