@@ -25,7 +25,7 @@ use crate::source_lines::SourceLines;
 use crate::terminal::{TerminalState, write_through};
 
 /// QEMU answers on QMP when all devices are there. An engine that does not answer holds it up.
-const QEMU_START_LIMIT: Duration = Duration::from_secs(30);
+const QEMU_START_LIMIT: Duration = Duration::from_secs(15);
 /// How long a report may take from its first line on, before a machine with `CMD` is ended.
 const PANIC_GRACE: Duration = Duration::from_secs(5);
 /// How long a machine with `CMD` may take to its prompt: firmware that gives up says nothing.
