@@ -31,7 +31,7 @@ const PANIC_GRACE: Duration = Duration::from_secs(5);
 /// How long a machine with `CMD` may take to its prompt: firmware that gives up says nothing.
 const PROMPT_LIMIT: Duration = Duration::from_secs(60);
 /// How long QEMU may take to end.
-const QEMU_END_LIMIT: Duration = Duration::from_secs(5);
+const QEMU_END_LIMIT: Duration = Duration::from_secs(3);
 /// Half a prompt is held back for this long.
 const TICK: Duration = Duration::from_millis(50);
 

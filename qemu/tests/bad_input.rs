@@ -96,7 +96,7 @@ fn a_machine_that_never_gets_to_its_end() {
 }
 
 /// QEMU reads the capability lists before the kernel can, and follows the loop for ever: it is ended.
-/// What the kernel makes of such lists is under test where it reads them (kernel/src/pci/scan.rs).
+/// What the kernel makes of such lists is under test where it reads them (drivers/hal/src/pci.rs).
 #[test]
 fn an_engine_whose_capability_lists_loop() {
     refused(
@@ -216,7 +216,7 @@ fn broken_engine(variables: &[(&str, &str)], word: &str) {
 fn engines_that_cannot_be() {
     broken_engine(&[("FAULT", "ioat0:chancnt=0")], "CHANCNT");
     broken_engine(&[("FAULT", "ioat0:xfercap=0")], "XFERCAP");
-    broken_engine(&[("FAULT", "ioat0:noreset")], "reset");
+    broken_engine(&[("FAULT", "ioat0:noreset")], "RESET");
 }
 
 #[test]
