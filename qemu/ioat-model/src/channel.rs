@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use ioat_spec::{CbVer, ChanCmd, ChanCtrl, ChanErr, ChanSts, State, channel};
 
+use crate::channel_registers;
 use crate::engine::Shared;
-use crate::function::ACCEPTED;
-use crate::registers::{Register, RegisterSet, covers, ro, rw, w1c};
+use crate::registers::{RegisterSet, covers};
 use crate::statistics::add;
 
 /// One channel of an engine.
@@ -71,50 +71,12 @@ pub(crate) struct Inner {
     pub(crate) interrupt_at: Option<Instant>,
 }
 
-const ALL_ERRORS: u64 = 0x0fff_ffff;
-
-fn table(channels: usize) -> Vec<Register> {
-    let no_snoop = if channels == 1 {
-        ChanCtrl::DESC_NO_SNOOP
-    } else {
-        ChanCtrl::empty()
-    };
-    let control = ChanCtrl::ERR_COMPLETION_EN
-        | ChanCtrl::ANY_ERR_ABORT_EN
-        | ChanCtrl::ERR_INT_EN
-        | ChanCtrl::COMPL_DCA_EN
-        | ChanCtrl::PRIORITY
-        | no_snoop;
-    let in_use = u64::from(ChanCtrl::IN_USE.bits());
-    let mut table = vec![
-        Register {
-            rw: control.bits().into(),
-            w1c: ChanCtrl::INT_DISABLE.bits().into(),
-            w0c: in_use,
-            read_sets: in_use,
-            ..ro(channel::CHANCTRL, 2, 0)
-        },
-        ro(channel::DMA_COMP, 2, channel::DMA_COMP_V2.into()),
-        ro(channel::CHANCMD, 1, 0),
-        rw(channel::DMACOUNT, 2, 0xffff),
-        ro(channel::CHANSTS, 8, State::Halted as u64),
-        rw(channel::CHAINADDR, 8, u64::MAX),
-        rw(channel::CHANCMP, 8, u64::MAX),
-        ro(channel::CDAR, 8, 0),
-        w1c(channel::CHANERR, 4, ALL_ERRORS),
-        rw(channel::CHANERRMSK, 4, ALL_ERRORS),
-        rw(channel::DCACTRL, 4, 0xffff_ffff),
-    ];
-    table.extend(ACCEPTED);
-    table
-}
-
 impl Channel {
     pub(crate) fn new(index: usize, channels: usize) -> Self {
         Self {
             index,
             inner: Mutex::new(Inner {
-                registers: RegisterSet::new(channel::STRIDE, &table(channels)),
+                registers: RegisterSet::new(channel::STRIDE, &channel_registers::table(channels)),
                 state: State::Halted,
                 completed: 0,
                 last: None,

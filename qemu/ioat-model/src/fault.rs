@@ -38,7 +38,7 @@ pub enum Fault {
 pub const HELP: &str = "\
 chancnt=N        CHANCNT reads N (0 to 31); the channels there are stay as they are
 xfercap=N        XFERCAP reads N (0, or 12 to 31), and descriptors longer than 2^N fail
-caploop          the PCI capability lists, both of them, loop
+caploop          the PCI capability lists, both of them, loop (QEMU itself never gets past them)
 bar=SIZE         BAR0 asks for SIZE of address space: a power of two from 16K, as in bar=1T
 hang@N           the channel that meets the Nth data descriptor stays ACTIVE until RESET; with
                  N=0, the first descriptor of any kind

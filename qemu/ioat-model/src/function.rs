@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use ioat_spec::{IntrCtrl, channel, device};
 
+use crate::channel_registers::ACCEPTED;
 use crate::config_space::{ConfigSpace, Gates, Mode, msix_layout};
 use crate::fault::Fault;
 use crate::memory::InterruptSink;
@@ -41,15 +42,6 @@ pub(crate) struct Function {
     held: u32,
     pin: bool,
 }
-
-/// The registers that Linux writes 80h behind their channel: DRSCTL and the latency tolerances.
-/// They are accepted in every channel's block, where nothing else is, and do nothing.
-pub(crate) const ACCEPTED: [Register; 4] = [
-    rw(channel::DRSCTL - channel::STRIDE, 2, 0xffff),
-    rw(channel::LTR_SWSEL - channel::STRIDE, 1, 0xff),
-    rw(channel::LTR_ACTIVE - channel::STRIDE, 4, 0xffff_ffff),
-    rw(channel::LTR_IDLE - channel::STRIDE, 4, 0xffff_ffff),
-];
 
 fn device_table(config: &EngineConfig) -> Vec<Register> {
     let mut chancnt = config.channels as u64;

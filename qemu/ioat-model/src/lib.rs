@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod channel_registers;
 mod config_space;
 mod engine;
 mod execute;
