@@ -1,6 +1,6 @@
 //! The Intel I/OAT (QuickData, CBDMA) driver, versions 3.2 to 3.4.
 //!
-//! [`probe`] takes a PCI function, brings the engine into a known state whoever had it before,
+//! [`probe()`] takes a PCI function, brings the engine into a known state whoever had it before,
 //! and registers its channels with a [`dmaengine::Registry`]; [`Engine::remove`] is the way back.
 //!
 //! | Module | Holds |

@@ -292,10 +292,12 @@ async fn recover(chan: &Chan, fault: Fault) {
             (Scope::First, FenceError::Device(errors.bits()))
         }
     };
-    let taken = take(chan, scope).await;
+    // Another channel may have taken the engine down meanwhile: then nothing here will run.
+    let usable = reset.is_ok() && chan.device.is_usable();
+    let taken = take(chan, if usable { scope } else { Scope::All }).await;
     // What the engine said of itself before the reset has been dealt with.
     chan.requests.pending.lock().fault = None;
-    if chan.device.is_usable() && reset.is_ok() {
+    if usable {
         chan.restart();
     } else {
         chan.free_ring();

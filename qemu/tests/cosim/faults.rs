@@ -9,6 +9,7 @@ use hal::time::{Duration, Instant};
 use ioat::{Options, ProbeError, ResetError};
 use ioat_model::{EngineConfig, Fault};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::rig::{Driven, Rig};
 
@@ -132,6 +133,72 @@ fn a_lost_interrupt_costs_time_only() {
     assert_eq!(channel.counters().errors, 0);
     assert!(driven.driver.to_string().contains("channel 0: running"));
     assert!(!driven.driver.to_string().contains("recoveries=1"));
+}
+
+#[test]
+fn an_error_in_the_middle_fails_the_whole_copy_alone() {
+    let config = EngineConfig {
+        xfercap_log2: 12,
+        ..with(Fault::Error(30, 9))
+    };
+    let driven = Driven::new(config, options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let fills: Vec<_> = (0..6)
+        .map(|i| {
+            let dst = Destination::new(Memory::new(40960).unwrap(), 0..40960).unwrap();
+            let fill = channel.prep_memset(dst, i, Flags::INTERRUPT).unwrap();
+            channel.submit(fill).unwrap()
+        })
+        .collect();
+    channel.issue_pending();
+    for (i, fill) in fills.into_iter().enumerate() {
+        let Finished { buffers, result } = block_on(fill.finish());
+        let memory = buffers.unwrap().into_memory();
+        if i == 2 {
+            assert_eq!(result, Err(FenceError::Device(0x200)));
+        } else {
+            assert_eq!(result, Ok(()));
+            assert!(memory.iter().all(|&byte| byte == i as u8));
+        }
+    }
+    works(&channel);
+}
+
+#[test]
+fn a_completion_from_nowhere_is_an_error_and_no_endless_loop() {
+    let driven = Driven::new(EngineConfig::default(), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    works(&channel);
+    let tricks = driven.rig.tricks.clone();
+    tricks.foreign_completion.store(true, Ordering::Relaxed);
+    let submitted = submit(&channel, 1, Flags::INTERRUPT);
+    channel.issue_pending();
+    assert_eq!(ended(submitted, 1), Err(FenceError::Device(0)));
+    tricks.foreign_completion.store(false, Ordering::Relaxed);
+    works(&channel);
+    assert_eq!(channel.counters().errors, 1);
+}
+
+#[test]
+fn an_engine_that_cannot_be_stopped_is_cut_off_from_memory() {
+    let driven = Driven::new(with(Fault::Hang(1)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let other = block_on(driven.chan(1).request()).unwrap();
+    driven.rig.tricks.no_reset.store(true, Ordering::Relaxed);
+    let issued = submit(&channel, 1, Flags::INTERRUPT);
+    channel.issue_pending();
+    let waiting = submit(&channel, 2, Flags::INTERRUPT);
+    assert_eq!(ended(issued, 1), Err(FenceError::Timeout));
+    assert_eq!(ended(waiting, 2), Err(FenceError::Timeout));
+    assert!(!driven.rig.bus_master());
+    assert!(driven.driver.to_string().contains(" broken"));
+    let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+    let fill = other.prep_memset(dst, 1, Flags::empty()).unwrap();
+    let error = other.submit(fill).unwrap_err();
+    assert_eq!(error.reason, dmaengine::SubmitReason::Gone);
+    drop((channel, other));
+    let removal = driven.remove();
+    assert_eq!(removal.stuck, 0);
 }
 
 #[test]

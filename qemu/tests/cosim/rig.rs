@@ -1,6 +1,7 @@
 //! The real engine model wired to the real driver: registers, configuration space, interrupts and
 //! memory, in one process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaengine::{DmaChan, Registry};
@@ -10,9 +11,19 @@ use hal::mmio::{MmioOps, MmioRegion, Width};
 use hal::pci::{Address, Config, ConfigOps, Function, Identity, header};
 use hal::time::Duration;
 use ioat_model::{CopyError, Engine, EngineConfig, GuestMemory, InterruptSink, Irq, MemoryError};
+use ioat_spec::{ChanCmd, channel};
+
+/// Faults of what lies between driver and engine, to be switched on by a test.
+#[derive(Default)]
+pub(crate) struct Tricks {
+    /// No command reaches a channel, and RESET never ends.
+    pub(crate) no_reset: AtomicBool,
+    /// Completion words name descriptors that are not in the ring.
+    pub(crate) foreign_completion: AtomicBool,
+}
 
 /// The arena as the engine sees it.
-struct Arena;
+struct Arena(Arc<Tricks>);
 
 impl GuestMemory for Arena {
     fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
@@ -33,6 +44,9 @@ impl GuestMemory for Arena {
     }
 
     fn store64(&self, addr: u64, value: u64) -> Result<(), MemoryError> {
+        // Completion words are all that the engine writes so.
+        let foreign = self.0.foreign_completion.load(Ordering::Relaxed);
+        let value = if foreign { value + (1 << 30) } else { value };
         host::bus_store64(addr, value).map_err(|_| MemoryError)
     }
 }
@@ -90,16 +104,30 @@ impl InterruptSink for Controller {
     }
 }
 
-struct Bar(Arc<Engine>);
+struct Bar(Arc<Engine>, Arc<Tricks>);
+
+impl Bar {
+    fn is_dead_command(&self, offset: usize) -> bool {
+        offset % channel::STRIDE == channel::CHANCMD
+            && offset >= channel::STRIDE
+            && self.1.no_reset.load(Ordering::Relaxed)
+    }
+}
 
 impl MmioOps for Bar {
     fn read(&self, offset: usize, width: Width) -> u64 {
+        if self.is_dead_command(offset) {
+            return ChanCmd::RESET.bits().into();
+        }
         let mut bytes = [0; 8];
         self.0.bar_read(offset as u64, &mut bytes[..width.bytes()]);
         u64::from_le_bytes(bytes)
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
+        if self.is_dead_command(offset) {
+            return;
+        }
         let bytes = value.to_le_bytes();
         self.0.bar_write(offset as u64, &bytes[..width.bytes()]);
     }
@@ -210,6 +238,7 @@ impl IrqOps for Routes {
 pub(crate) struct Rig {
     pub(crate) engine: Arc<Engine>,
     pub(crate) registry: Registry,
+    pub(crate) tricks: Arc<Tricks>,
     controller: Arc<Controller>,
     config: EngineConfig,
 }
@@ -223,10 +252,13 @@ pub(crate) struct Driven {
 impl Rig {
     pub(crate) fn new(config: EngineConfig) -> Self {
         let controller = Arc::new(Controller::default());
-        let engine = Engine::new(config.clone(), Arc::new(Arena), controller.clone()).unwrap();
+        let tricks = Arc::new(Tricks::default());
+        let memory = Arc::new(Arena(tricks.clone()));
+        let engine = Engine::new(config.clone(), memory, controller.clone()).unwrap();
         Self {
             engine,
             registry: Registry::new(),
+            tricks,
             controller,
             config,
         }
@@ -241,7 +273,10 @@ impl Rig {
             config: config.clone(),
             channels: self.config.channels,
         };
-        let bar = MmioRegion::new(Arc::new(Bar(self.engine.clone())), 16 << 10);
+        let bar = MmioRegion::new(
+            Arc::new(Bar(self.engine.clone(), self.tricks.clone())),
+            16 << 10,
+        );
         let mut bars = [const { None }; 6];
         bars[0] = Some(bar);
         Function {

@@ -2,7 +2,7 @@
 //! the copied part. Parameters, patterns and lines are those of Linux's dmatest
 //! (Documentation/driver-api/dmaengine/dmatest.rst).
 //!
-//! Test threads are tasks, spread over the CPUs. [`run`] waits for them; dropping its future stops
+//! Test threads are tasks, spread over the CPUs. [`run()`] waits for them; dropping its future stops
 //! them at their next test.
 
 mod params;
