@@ -61,8 +61,9 @@ const REACH: u64 = 1 << 32;
 #[unsafe(no_mangle)]
 extern "C" fn longshore_entry_64(start_info: u64) -> ! {
     let mut info = BootInfo::new("pvh");
-    // SAFETY: by the PVH protocol EBX points to a start info, which the boot tables map.
-    let start = unsafe { &*(start_info as *const StartInfo) };
+    // SAFETY: by the PVH protocol EBX points to a start info, which the boot tables map; any bytes
+    // make one.
+    let start = unsafe { (start_info as *const StartInfo).read_unaligned() };
     if start.magic == MAGIC {
         if start.command_line_at != 0 && start.command_line_at < REACH {
             // SAFETY: by the protocol a string that ends in a zero byte, below 4 GiB.
@@ -70,12 +71,15 @@ extern "C" fn longshore_entry_64(start_info: u64) -> ! {
             info.set_command_line(line.to_bytes());
         }
         info.rsdp = (start.rsdp_at != 0).then_some(start.rsdp_at);
-        if start.version >= 1 && start.memory_map_at != 0 && start.memory_map_at < REACH {
-            for index in 0..start.memory_map_entries.min(ENTRIES_MAX) {
-                let at =
-                    start.memory_map_at + u64::from(index) * size_of::<MemoryMapEntry>() as u64;
-                // SAFETY: an entry of the table that the loader left, below 4 GiB.
-                let entry = unsafe { &*(at as *const MemoryMapEntry) };
+        let entries = u64::from(start.memory_map_entries.min(ENTRIES_MAX));
+        let size = size_of::<MemoryMapEntry>() as u64;
+        let reached = start.memory_map_at < REACH - entries * size;
+        if start.version >= 1 && start.memory_map_at != 0 && reached {
+            for index in 0..entries {
+                let at = (start.memory_map_at + index * size) as *const MemoryMapEntry;
+                // SAFETY: an entry of the table that the loader left, below 4 GiB; any bytes make
+                // one.
+                let entry = unsafe { at.read_unaligned() };
                 let kind = match entry.kind {
                     1 => RegionKind::Usable,
                     3 => RegionKind::AcpiReclaimable,

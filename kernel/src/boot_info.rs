@@ -79,6 +79,42 @@ impl BootInfo {
         &self.regions[..self.region_count]
     }
 
+    /// The memory that is free for use, in disjoint ranges: where regions overlap, the one that is
+    /// not usable wins, and what is listed twice counts once.
+    pub fn usable(&self) -> impl Iterator<Item = (u64, u64)> + Clone + '_ {
+        let regions = self.regions();
+        let is_usable = |region: &Region| region.kind == RegionKind::Usable;
+        regions
+            .iter()
+            .enumerate()
+            .filter(move |(_, r)| is_usable(r))
+            .flat_map(move |(index, region)| {
+                let blockers = regions
+                    .iter()
+                    .enumerate()
+                    .filter(move |(other, r)| !is_usable(r) || *other < index)
+                    .map(|(_, r)| (r.start, r.start + r.len));
+                let end = region.start + region.len;
+                let mut cursor = region.start;
+                core::iter::from_fn(move || {
+                    // Past everything that covers the cursor, then up to what begins next.
+                    while let Some((_, after)) = blockers
+                        .clone()
+                        .find(|&(from, to)| from <= cursor && cursor < to)
+                    {
+                        cursor = after;
+                    }
+                    if cursor >= end {
+                        return None;
+                    }
+                    let start = cursor;
+                    let next = blockers.clone().map(|b| b.0).filter(|&from| from > start);
+                    cursor = next.min().unwrap_or(end).min(end);
+                    Some((start, cursor))
+                })
+            })
+    }
+
     /// How many regions found no room.
     pub fn regions_dropped(&self) -> usize {
         self.regions_dropped
@@ -127,6 +163,53 @@ mod tests {
             });
         }
         assert_eq!((info.regions().len(), info.regions_dropped()), (REGIONS, 3));
+    }
+
+    #[test]
+    fn overlaps_are_resolved_against_use() {
+        let mut info = BootInfo::new("test");
+        let mut add = |start, len, kind| info.add_region(Region { start, len, kind });
+        add(0, 100, RegionKind::Usable);
+        add(50, 100, RegionKind::Usable);
+        add(20, 10, RegionKind::Reserved);
+        add(90, 5, RegionKind::AcpiNvs);
+        add(140, 100, RegionKind::Reserved);
+        add(400, 10, RegionKind::Usable);
+        let usable: alloc::vec::Vec<_> = info.usable().collect();
+        assert_eq!(
+            usable,
+            [(0, 20), (30, 90), (95, 100), (100, 140), (400, 410)]
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn usable_ranges_are_disjoint_and_not_reserved(
+            regions: alloc::vec::Vec<(u8, u8, bool)>,
+        ) {
+            let mut info = BootInfo::new("test");
+            let mut bytes = [None; 512];
+            for (start, len, usable) in regions {
+                let kind = if usable { RegionKind::Usable } else { RegionKind::Reserved };
+                info.add_region(Region { start: start.into(), len: len.into(), kind });
+            }
+            for region in info.regions() {
+                for byte in &mut bytes[region.start as usize..][..region.len as usize] {
+                    let usable = region.kind == RegionKind::Usable;
+                    *byte = Some(byte.unwrap_or(true) && usable);
+                }
+            }
+            let mut seen = [false; 512];
+            for (start, end) in info.usable() {
+                for byte in start..end {
+                    proptest::prop_assert!(!seen[byte as usize]);
+                    seen[byte as usize] = true;
+                }
+            }
+            for (byte, seen) in bytes.iter().zip(seen) {
+                proptest::prop_assert_eq!(byte.unwrap_or(false), seen);
+            }
+        }
     }
 
     #[test]

@@ -66,8 +66,9 @@ impl Log for Logger {
         kept.push_str(&line);
         if kept.len() > KEPT {
             let excess = kept.len() - KEPT;
-            let cut = kept[excess..]
-                .find('\n')
+            let cut = kept.as_bytes()[excess..]
+                .iter()
+                .position(|&byte| byte == b'\n')
                 .map_or(kept.len(), |end| excess + end + 1);
             kept.drain(..cut);
         }

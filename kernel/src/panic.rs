@@ -11,6 +11,7 @@ use core::time::Duration;
 
 use crate::arch::x86_64::traps::TrapFrame;
 use crate::arch::x86_64::{halt_forever, percpu, smp};
+use crate::mm::{self, stack};
 use crate::time::clock;
 use crate::{serial, symbols};
 
@@ -102,12 +103,10 @@ fn backtrace(rip: Option<u64>, mut rbp: u64) {
         line(rip);
     }
     for _ in 0..FRAMES_MAX {
-        if rbp < crate::mm::VIRTUAL || !rbp.is_multiple_of(8) || !crate::mm::paging::is_mapped(rbp)
-        {
+        if !rbp.is_multiple_of(8) || !on_a_stack(rbp) || !on_a_stack(rbp + 8) {
             return;
         }
-        // SAFETY: mapped and aligned; two words of the stack frame at `rbp`, which do not cross a
-        // page unless the next one is mapped as well (stacks are whole pages).
+        // SAFETY: aligned, and two mapped words of this CPU's stack.
         let [next, address] = unsafe { (rbp as *const [u64; 2]).read_volatile() };
         if address == 0 {
             return;
@@ -118,4 +117,11 @@ fn backtrace(rip: Option<u64>, mut rbp: u64) {
         }
         rbp = next;
     }
+}
+
+/// Whether an address lies on the stack that this CPU runs tasks on, or, early, in the image.
+fn on_a_stack(address: u64) -> bool {
+    let bottom = percpu::current().stack_bottom.load(Ordering::Relaxed) as u64;
+    let on_stack = bottom != 0 && (bottom..bottom + stack::SIZE).contains(&address);
+    (on_stack || address >= mm::IMAGE) && mm::paging::is_mapped(address)
 }

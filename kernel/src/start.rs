@@ -8,7 +8,7 @@ use x86_64::instructions::port::Port;
 
 use crate::acpi::tables::{self, platform};
 use crate::arch::x86_64::{self as arch, apic, gdt, ioapic, percpu, smp, traps};
-use crate::boot_info::{BootInfo, RegionKind};
+use crate::boot_info::BootInfo;
 use crate::command_line::{ConsolePort, Options};
 use crate::console::input::Input;
 use crate::console::shell;
@@ -31,12 +31,7 @@ pub fn boot_protocol() -> &'static str {
 /// Bytes of memory that the loader called usable.
 pub fn usable_memory() -> u64 {
     BOOT.get().map_or(0, |boot| {
-        let usable = boot
-            .info
-            .regions()
-            .iter()
-            .filter(|r| r.kind == RegionKind::Usable);
-        usable.map(|region| region.len).sum()
+        boot.info.usable().map(|(start, end)| end - start).sum()
     })
 }
 
@@ -45,6 +40,7 @@ pub fn usable_memory() -> u64 {
 pub fn start(info: BootInfo) -> ! {
     clock::start();
     percpu::init_boot();
+    gdt::load_early();
     traps::init();
     traps::load();
     serial::init(ConsolePort::Auto);
@@ -92,7 +88,7 @@ extern "C" fn on_own_stack() -> ! {
     }
     gdt::init(mm::stack::interrupt_stacks());
     tables::init(options.acpi_rsdp.or(info.rsdp));
-    start_cpus(options);
+    start_cpus(info, options);
     drivers::machine::install();
     pci::bus::init(info);
     let run = options.run.as_deref();
@@ -100,7 +96,7 @@ extern "C" fn on_own_stack() -> ! {
     task::run(percpu::current())
 }
 
-fn start_cpus(options: &Options) {
+fn start_cpus(info: &BootInfo, options: &Options) {
     let platform = platform();
     silence_8259();
     apic::init();
@@ -111,8 +107,21 @@ fn start_cpus(options: &Options) {
         return;
     };
     ioapic::init(&madt.io_apics);
-    let others = madt.cpus.iter().copied().filter(|&id| id != apic::id());
-    let wanted = options.cpus.saturating_sub(1);
+    let reach = if apic::is_x2apic() { u32::MAX } else { 254 };
+    let others = madt
+        .cpus
+        .iter()
+        .copied()
+        .filter(|&id| id != apic::id() && id <= reach);
+    let page = smp::TRAMPOLINE;
+    let has_page = info
+        .usable()
+        .any(|(start, end)| start <= page && page + 4096 <= end);
+    let mut wanted = options.cpus.saturating_sub(1);
+    if !has_page {
+        log::warn!("WARN the page at {page:#x} is not usable: one CPU");
+        wanted = 0;
+    }
     let started = smp::start_all(others.take(wanted));
     log::info!("{} CPUs", started + 1);
 }

@@ -34,7 +34,7 @@ pub fn start(
             Ok(()) => crate::println!("[{number}] ok: {shown}"),
             Err(what) => crate::println!("[{number}] error: {shown}: {what}"),
         }
-        // The entry is dropped after this poll: it holds this very task.
+        // Outside the lock: the entry holds this very task.
         let gone = {
             let mut jobs = JOBS.lock();
             let at = jobs.iter().position(|job| job.number == number);

@@ -81,22 +81,17 @@ pub fn bind_message(name: &'static str, event: Arc<IrqEvent>) -> Option<Vector> 
     Some(vector)
 }
 
-/// Binds `event` to I/O APIC input `gsi`, shared with whoever is bound to it already. Masked until
-/// [`unmask_input`] where level-triggered. `false` where there is no such input, or no vector.
+/// Binds `event` to I/O APIC input `gsi`, shared with whoever is bound to it already. `false` where there is no such input, or no vector.
 pub fn bind_input(name: &'static str, gsi: u32, trigger: Trigger, event: Arc<IrqEvent>) -> bool {
     if !ioapic::has(gsi) {
         return false;
     }
     let mut bindings = BINDINGS.lock();
-    let subscriber = Subscriber {
-        event,
-        busy: trigger.level,
-    };
+    let subscriber = Subscriber { event, busy: false };
     if let Some(shared) = bindings
         .iter_mut()
         .find(|b| b.gsi.is_some_and(|(g, _)| g == gsi))
     {
-        ioapic::set_masked(gsi, true);
         shared.subscribers.push(subscriber);
         return true;
     }
@@ -106,9 +101,6 @@ pub fn bind_input(name: &'static str, gsi: u32, trigger: Trigger, event: Arc<Irq
     let level = trigger.level.then(|| u16::try_from(gsi).ok()).flatten();
     traps::set_level(vector.vector, level);
     ioapic::route(gsi, vector.vector, vector.apic_id as u8, trigger);
-    if trigger.level {
-        ioapic::set_masked(gsi, true);
-    }
     let gsi = Some((gsi, trigger));
     bindings.push(Binding {
         vector,
@@ -183,6 +175,9 @@ pub fn tell_owners(cpu: &PerCpu) {
             let vector = (index * 64) as u8 + bits.trailing_zeros() as u8;
             bits &= bits - 1;
             match vector {
+                traps::NMI => {
+                    log::warn!("WARN non-maskable interrupt on CPU {}", cpu.index());
+                }
                 traps::TIMER => timers::rearm(cpu.index()),
                 traps::APIC_ERROR => {
                     log::warn!("WARN local APIC error {:#x}", apic::take_errors());

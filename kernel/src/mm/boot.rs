@@ -12,7 +12,8 @@ use x86_64::{PhysAddr, VirtAddr};
 use super::frames::FRAMES;
 use super::paging::{self, Access, NoMemory, TableFrames};
 use super::{DIRECT, IMAGE, PAGE};
-use crate::boot_info::{BootInfo, RegionKind};
+use crate::arch::x86_64::physical_address_bits;
+use crate::boot_info::BootInfo;
 
 unsafe extern "C" {
     static __boot_start: u8;
@@ -39,16 +40,14 @@ pub fn image() -> (u64, u64) {
 fn usable(info: &BootInfo) -> impl Iterator<Item = (u64, u64)> + '_ {
     let (image_start, image_end) = image();
     let page = PAGE as u64;
-    info.regions()
-        .iter()
-        .filter(|region| region.kind == RegionKind::Usable)
-        .flat_map(move |region| {
-            let start = region.start.max(LOW_END).next_multiple_of(page);
-            let end = (region.start + region.len).min(super::VIRTUAL - DIRECT) & !(page - 1);
-            [(start, end.min(image_start)), (start.max(image_end), end)]
-                .into_iter()
-                .filter(|(start, end)| start < end)
-        })
+    let reach = (super::VIRTUAL - DIRECT).min(1 << physical_address_bits());
+    info.usable().flat_map(move |(start, end)| {
+        let end = end.min(reach) & !(page - 1);
+        let start = start.max(LOW_END).min(end).next_multiple_of(page);
+        [(start, end.min(image_start)), (start.max(image_end), end)]
+            .into_iter()
+            .filter(|(start, end)| start < end)
+    })
 }
 
 /// Builds the kernel's tables, goes over to them, and gives the usable memory to the frame

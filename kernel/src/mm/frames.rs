@@ -12,7 +12,7 @@ use buddy_system_allocator::Heap;
 /// The zones' ends: the first is within reach of 28-bit devices, the second of 32-bit devices.
 const ENDS: [u64; 3] = [1 << 28, 1 << 32, u64::MAX];
 
-/// Blocks of up to 2^39 bytes.
+/// Blocks of up to 2^38 bytes.
 const ORDERS: usize = 40;
 
 /// Physical memory that can be allocated.

@@ -59,15 +59,19 @@ fn grow(heap: &mut Heap, layout: Layout) -> Result<(), ()> {
     if top + step as u64 > end {
         return Err(());
     }
-    virt::fill(top, step as u64).map_err(|_| ())?;
+    // What was mapped belongs to the heap, even where it is less than was asked for.
+    let grown = virt::fill(top, step as u64) as usize;
+    if grown == 0 {
+        return Err(());
+    }
     if heap.size() == 0 {
         // SAFETY: fresh memory, the heap's alone.
-        unsafe { heap.init(start as *mut u8, step) };
+        unsafe { heap.init(start as *mut u8, grown) };
     } else {
         // SAFETY: fresh memory right behind the heap's end.
-        unsafe { heap.extend(step) };
+        unsafe { heap.extend(grown) };
     }
-    Ok(())
+    if grown == step { Ok(()) } else { Err(()) }
 }
 
 /// How many fences exist: the heap's own count of their blocks.

@@ -6,7 +6,8 @@ use super::virt;
 
 /// Bytes below a stack that are never mapped.
 pub const GUARD: u64 = super::PAGE as u64;
-const SIZE: u64 = 64 << 10;
+/// Bytes in a stack for tasks.
+pub const SIZE: u64 = 64 << 10;
 const INTERRUPT_SIZE: u64 = 16 << 10;
 
 /// Mapped memory for a stack that nobody uses yet.

@@ -12,6 +12,7 @@ use super::frames::FRAMES;
 use super::paging::{self, Access, NoMemory};
 use super::ranges::Ranges;
 use super::{PAGE, VIRTUAL, VIRTUAL_END};
+use crate::arch::x86_64::physical_address_bits;
 
 /// The heap has addresses of its own, for it grows in place.
 pub(super) const HEAP: Range<u64> = VIRTUAL..VIRTUAL + (1 << 34);
@@ -43,13 +44,13 @@ impl PhysicalMapping {
         let first = phys & !(page - 1);
         let end = phys.checked_add(len as u64).ok_or(NoMemory)?;
         let size = end.checked_next_multiple_of(page).ok_or(NoMemory)? - first;
-        if size == 0 || end > 1 << 52 {
+        if size == 0 || end > 1 << physical_address_bits() {
             return Err(NoMemory);
         }
         // Large pages need address and physical memory alike in their low bits.
         let align = if size >= LARGE { LARGE } else { page };
         let addresses = ADDRESSES.lock().take(size + align).ok_or(NoMemory)?;
-        let base = addresses.start.next_multiple_of(align) + (first & (align - 1));
+        let base = addresses.start + (first.wrapping_sub(addresses.start) & (align - 1));
         let mapping = Self {
             addresses,
             virt: base + (phys - first),
@@ -145,40 +146,32 @@ impl Drop for PhysicalMapping {
 pub(super) fn map_memory(guard: u64, len: u64) -> Option<Range<u64>> {
     let addresses = ADDRESSES.lock().take(guard + len)?;
     let start = addresses.start + guard;
-    if fill(start, len).is_err() {
-        release(addresses);
-        return None;
-    }
-    Some(start..addresses.end)
-}
-
-/// Maps single frames at `start`; all or none.
-pub(super) fn fill(start: u64, len: u64) -> Result<(), NoMemory> {
-    let mut done = 0;
-    while done < len {
-        let frame = FRAMES.lock().alloc(PAGE, PAGE, u64::MAX);
-        let mapped = frame.map(|phys| {
-            (
-                phys,
-                paging::map(start + done, phys, PAGE as u64, Access::Write),
-            )
-        });
-        match mapped {
-            Some((_, Ok(()))) => done += PAGE as u64,
-            other => {
-                if let Some((phys, _)) = other {
-                    // SAFETY: allocated above and not mapped.
-                    unsafe { FRAMES.lock().free(phys, PAGE, PAGE) };
-                }
-                paging::unmap(start, done, |phys, _| {
-                    // SAFETY: allocated here, page by page; nobody has seen the addresses yet.
-                    unsafe { FRAMES.lock().free(phys, PAGE, PAGE) };
-                });
-                return Err(NoMemory);
-            }
+    match fill(start, len) {
+        done if done == len => Some(start..addresses.end),
+        // Another CPU may have cached what was mapped, and there is no memory to note the frames
+        // until the barrier: so little is given up.
+        done => {
+            log::warn!("WARN out of memory; {done:#x} bytes lost");
+            None
         }
     }
-    Ok(())
+}
+
+/// Maps single frames from `start` on, up to `len` bytes; returns how many it mapped.
+pub(super) fn fill(start: u64, len: u64) -> u64 {
+    let mut done = 0;
+    while done < len {
+        let Some(phys) = FRAMES.lock().alloc(PAGE, PAGE, u64::MAX) else {
+            break;
+        };
+        if paging::map(start + done, phys, PAGE as u64, Access::Write).is_err() {
+            // SAFETY: allocated above and not mapped.
+            unsafe { FRAMES.lock().free(phys, PAGE, PAGE) };
+            break;
+        }
+        done += PAGE as u64;
+    }
+    done
 }
 
 /// Gives addresses back, once no CPU holds a translation for them.

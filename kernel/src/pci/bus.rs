@@ -15,8 +15,9 @@ use super::access::Fabric;
 use super::assign::{self, Window};
 use super::bars::{self, Bar};
 use super::interrupts::{self, FunctionInterrupts};
-use super::scan::{self, Found};
+use super::scan::{self, Found, Header};
 use crate::acpi::tables::platform;
+use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
@@ -33,6 +34,8 @@ pub struct Device {
 struct Bus {
     fabric: Fabric,
     root_windows: Vec<Window>,
+    /// What the memory map lists, usable or not.
+    listed: Vec<Range<u64>>,
     devices: BTreeMap<Address, Device>,
 }
 
@@ -48,9 +51,15 @@ pub fn init(info: &BootInfo) {
         if !fabric.is_ecam() {
             log::warn!("no ECAM: extended configuration space is out of reach");
         }
+        let listed = info
+            .regions()
+            .iter()
+            .map(|r| r.start..r.start + r.len)
+            .collect();
         let mut bus = Bus {
             fabric,
             root_windows: root_windows(info),
+            listed,
             devices: BTreeMap::new(),
         };
         bus.scan();
@@ -62,19 +71,13 @@ pub fn init(info: &BootInfo) {
 /// The host bridge's windows: what lies between memory and the fixed addresses below 4 GiB, and
 /// what lies above all memory. Firmware's own statement is AML (`_CRS`), which is not interpreted.
 fn root_windows(info: &BootInfo) -> Vec<Window> {
-    let end_below = |limit: u64| {
-        let ends = info
-            .regions()
-            .iter()
-            .map(|region| region.start + region.len);
+    let memory_end = |limit: u64| {
+        let ends = info.usable().map(|(_, end)| end);
         ends.filter(|&end| end <= limit).max().unwrap_or(0)
     };
-    let low = end_below(LOW_WINDOW_END).next_multiple_of(1 << 20);
-    let high = end_below(u64::MAX).max(1 << 32).next_multiple_of(1 << 30);
-    let bits = raw_cpuid::CpuId::new()
-        .get_processor_capacity_feature_info()
-        .map_or(36, |info| info.physical_address_bits());
-    let top = 1u64 << bits.clamp(36, 51);
+    let top = 1 << physical_address_bits();
+    let low = memory_end(LOW_WINDOW_END).next_multiple_of(1 << 20);
+    let high = memory_end(top).max(1 << 32).next_multiple_of(1 << 30);
     let mut windows = Vec::new();
     if low < LOW_WINDOW_END {
         windows.push(Window {
@@ -99,7 +102,16 @@ impl Bus {
     fn scan(&mut self) {
         for (segment, buses) in self.fabric.ranges() {
             for found in scan::segment(&self.fabric, segment, *buses.start(), *buses.end()) {
-                let count = if found.bridge.is_some() { 2 } else { 6 };
+                let count = match found.header {
+                    Header::Endpoint => 6,
+                    Header::Bridge => 2,
+                    Header::Other => 0,
+                };
+                // Nobody owns it yet. A pin that firmware left asserted would hold up whoever
+                // shares its line.
+                if found.header == Header::Endpoint {
+                    found.config.update_command(header::COMMAND_INTX_DISABLE, 0);
+                }
                 let bars = bars::size(&found.config, count);
                 self.devices.insert(found.address, Device { found, bars });
             }
@@ -120,13 +132,13 @@ impl Bus {
     }
 
     /// What nothing else may be placed over: all BARs but `except`, the windows of the bridges
-    /// that do not lead to `address`, and configuration space.
+    /// that do not lead to `address`, configuration space, and what the memory map lists.
     fn taken(&self, address: Address) -> Vec<Range<u64>> {
         let leads = self
             .devices
             .get(&address)
             .map_or(&[][..], |device| &device.found.above);
-        let mut taken = Vec::new();
+        let mut taken = self.listed.clone();
         for device in self.devices.values() {
             taken.extend(
                 device
@@ -181,6 +193,9 @@ impl Bus {
             match place {
                 Some(at) => {
                     let config = device.found.config.clone();
+                    // Half an address must not be decoded; whoever takes the function turns
+                    // decoding on.
+                    config.update_command(0, header::COMMAND_MEMORY);
                     device.bars[slot].set_address(&config, at);
                     log::info!("{address}: BAR {} placed at {at:#x}", bar.index);
                 }
@@ -212,6 +227,21 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
     let ich9 = bus.devices.values().any(|d| {
         d.found.identity.vendor == 0x8086 && (0x2910..=0x2919).contains(&d.found.identity.device)
     });
+    if device.bars.iter().any(|bar| bar.address == 0) {
+        log::warn!("{address}: not handed out: a BAR has no address");
+        return None;
+    }
+    // Bridges pass memory accesses down, and DMA and interrupt messages up, only when told to.
+    for bridge in device
+        .found
+        .above
+        .iter()
+        .rev()
+        .filter_map(|at| bus.devices.get(at))
+    {
+        let both = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
+        bridge.found.config.update_command(both, 0);
+    }
     drop(bus);
     let found = device.found;
     found

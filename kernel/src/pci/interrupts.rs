@@ -131,7 +131,10 @@ impl IrqOps for FunctionInterrupts {
     fn available(&self, kind: IrqKind) -> usize {
         match kind {
             IrqKind::MsiX => match (&self.table, self.config.capability(MSIX)) {
-                (Some(_), Some(cap)) => usize::from(self.config.read16(cap + 2) & 0x7ff) + 1,
+                (Some((table, offset)), Some(cap)) => {
+                    let said = usize::from(self.config.read16(cap + 2) & 0x7ff) + 1;
+                    said.min(table.len().saturating_sub(*offset) / MSIX_ENTRY)
+                }
                 _ => 0,
             },
             IrqKind::Msi => usize::from(self.config.capability(MSI).is_some()),
@@ -200,6 +203,7 @@ impl IrqOps for FunctionInterrupts {
 /// [`irq::intx`].
 pub fn input(address: Address, config: &Config, above: &[Address], is_ich9: bool) -> Option<u32> {
     let pin = FunctionInterrupts::pin(config)?;
-    let (device, pin) = irq::intx::to_root(address, pin, above);
-    is_ich9.then(|| irq::intx::ich9_input(device, pin))
+    is_ich9
+        .then(|| irq::intx::ich9_input(address, pin, above))
+        .flatten()
 }

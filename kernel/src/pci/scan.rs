@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use hal::pci::{Address, Config, Identity};
-use pci_types::{ConfigRegionAccess, HeaderType, PciAddress, PciHeader, PciPciBridgeHeader};
+use pci_types::{ConfigRegionAccess, HeaderType, PciAddress, PciHeader};
 
 /// How a scan reaches configuration space.
 pub trait ConfigSpace {
@@ -21,6 +21,17 @@ pub struct Buses {
     pub subordinate: u8,
 }
 
+/// What its configuration header describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// A device: type 0, six BARs.
+    Endpoint,
+    /// A bridge to another PCI bus: type 1, two BARs.
+    Bridge,
+    /// Anything else, such as a bridge to CardBus. Its BARs are left alone.
+    Other,
+}
+
 /// A function that was found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -28,7 +39,9 @@ pub struct Found {
     pub address: Address,
     /// What it says it is.
     pub identity: Identity,
-    /// The buses behind it, if it is a bridge.
+    /// Which header it has.
+    pub header: Header,
+    /// The buses behind it, if it is a bridge that leads anywhere.
     pub bridge: Option<Buses>,
     /// The bridges above it, nearest first.
     pub above: Vec<Address>,
@@ -49,35 +62,43 @@ impl ConfigRegionAccess for Access<'_> {
 }
 
 /// Scans the buses `first..=last` of a segment: from the first one down through all bridges, and
-/// then those buses that no bridge led to (root buses of further host bridges). Bridges to which
-/// firmware gave no bus numbers get some.
+/// then those buses that no bridge led to (root buses of further host bridges); by address. Bridges to which
+/// firmware gave no bus numbers get some that nobody has.
 pub fn segment(space: &impl ConfigSpace, segment: u16, first: u8, last: u8) -> Vec<Found> {
     let mut scan = Scan {
         space,
         segment,
-        last,
         seen: [false; 256],
+        promised: [false; 256],
         found: Vec::new(),
     };
     for bus in first..=last {
         if !scan.seen[usize::from(bus)] {
-            scan.bus(bus, &[]);
+            scan.bus(bus, last, &[]);
         }
     }
+    scan.found.sort_by_key(|found| found.address);
     scan.found
 }
+
+/// The most buses that are kept open while the bridges behind a new one are looked at.
+const OPEN_MAX: u8 = 16;
 
 struct Scan<'s, S> {
     space: &'s S,
     segment: u16,
-    last: u8,
+    /// Buses that were scanned.
     seen: [bool; 256],
+    /// Buses that firmware gave to a bridge other than those that lead to where the scan is.
+    promised: [bool; 256],
     found: Vec<Found>,
 }
 
 impl<S: ConfigSpace> Scan<'_, S> {
-    fn bus(&mut self, bus: u8, above: &[Address]) {
+    /// Scans a bus whose bridges may have buses up to `last`.
+    fn bus(&mut self, bus: u8, last: u8, above: &[Address]) {
         self.seen[usize::from(bus)] = true;
+        let start = self.found.len();
         for device in 0..32 {
             for function in 0..8 {
                 let address = Address {
@@ -95,9 +116,48 @@ impl<S: ConfigSpace> Scan<'_, S> {
                 }
             }
         }
+        // First what firmware has decided, for all bridges of this bus; then what is behind them.
+        let bridges: Vec<_> = (start..self.found.len())
+            .filter(|&i| self.found[i].header == Header::Bridge)
+            .collect();
+        for &index in &bridges {
+            let buses = buses(&self.found[index].config);
+            let free = |bus: u8| !self.seen[usize::from(bus)] && !self.promised[usize::from(bus)];
+            let sane = buses.secondary > bus
+                && buses.secondary <= buses.subordinate
+                && buses.subordinate <= last
+                && (buses.secondary..=buses.subordinate).all(free);
+            if sane {
+                self.promise(buses, true);
+                self.found[index].bridge = Some(buses);
+            }
+        }
+        for index in bridges {
+            let Found {
+                address,
+                config,
+                bridge,
+                ..
+            } = self.found[index].clone();
+            let path: Vec<_> = [address].iter().chain(above).copied().collect();
+            match bridge {
+                Some(buses) => {
+                    // Open to the bridges behind this one, and to nobody else.
+                    self.promise(buses, false);
+                    self.bus(buses.secondary, buses.subordinate, &path);
+                    self.promise(buses, true);
+                }
+                None => self.found[index].bridge = self.open(bus, last, &config, &path),
+            }
+        }
     }
 
-    /// Notes a function, and what is behind it; says whether its device has several.
+    fn promise(&mut self, buses: Buses, promised: bool) {
+        let range = usize::from(buses.secondary)..=usize::from(buses.subordinate);
+        self.promised[range].fill(promised);
+    }
+
+    /// Notes a function; says whether its device has several.
     fn function(&mut self, address: Address, config: Config, above: &[Address]) -> bool {
         let name = PciAddress::new(
             address.segment,
@@ -107,65 +167,51 @@ impl<S: ConfigSpace> Scan<'_, S> {
         );
         let header = PciHeader::new(name);
         let access = Access(&config);
-        let many = header.has_multiple_functions(&access);
         let (vendor, device) = header.id(&access);
         let (revision, base, sub, interface) = header.revision_and_class(&access);
         let class = u32::from(base) << 16 | u32::from(sub) << 8 | u32::from(interface);
-        let identity = Identity {
-            vendor,
-            device,
-            class,
-            revision,
+        let many = header.has_multiple_functions(&access);
+        let header = match header.header_type(&access) {
+            HeaderType::Endpoint => Header::Endpoint,
+            HeaderType::PciPciBridge => Header::Bridge,
+            _ => Header::Other,
         };
-        let is_bridge = matches!(header.header_type(&access), HeaderType::PciPciBridge);
-        let index = self.found.len();
         self.found.push(Found {
             address,
-            identity,
+            identity: Identity {
+                vendor,
+                device,
+                class,
+                revision,
+            },
+            header,
             bridge: None,
             above: above.to_vec(),
-            config: config.clone(),
+            config,
         });
-        if is_bridge && let Some(bridge) = PciPciBridgeHeader::from_header(header, &access) {
-            let buses = Buses {
-                secondary: bridge.secondary_bus_number(&access),
-                subordinate: bridge.subordinate_bus_number(&access),
-            };
-            self.found[index].bridge = self.behind(address, &config, buses, above);
-        }
         many
     }
 
-    fn behind(
-        &mut self,
-        address: Address,
-        config: &Config,
-        buses: Buses,
-        above: &[Address],
-    ) -> Option<Buses> {
-        let sane = buses.secondary > address.bus
-            && buses.secondary <= buses.subordinate
-            && buses.subordinate <= self.last
-            && !self.seen[usize::from(buses.secondary)];
-        let mut path = Vec::with_capacity(above.len() + 1);
-        path.push(address);
-        path.extend_from_slice(above);
-        if sane {
-            self.bus(buses.secondary, &path);
-            return Some(buses);
-        }
-        // Firmware left it alone, or its numbers make no sense: the next free bus is its own. All
-        // numbers after it stay open while what lies behind is looked at.
-        let secondary = (address.bus..=self.last).find(|&bus| {
-            bus > address.bus && (bus..=self.last).all(|bus| !self.seen[usize::from(bus)])
-        })?;
-        write_buses(config, address.bus, secondary, self.last);
-        self.bus(secondary, &path);
-        let highest = (secondary..=self.last)
+    /// Gives bus numbers to a bridge that has none: the first run between `bus` and `last` that
+    /// nobody has. `None` where there is none left, and nothing behind it can be reached.
+    fn open(&mut self, bus: u8, last: u8, config: &Config, path: &[Address]) -> Option<Buses> {
+        let taken = |bus: u8| self.seen[usize::from(bus)] || self.promised[usize::from(bus)];
+        let Some(secondary) = (bus..=last).find(|&other| other > bus && !taken(other)) else {
+            log::warn!("{}: no bus number left for the bridge", path[0]);
+            return None;
+        };
+        let end = last.min(secondary.saturating_add(OPEN_MAX - 1));
+        let end = (secondary..=end)
+            .take_while(|&bus| !taken(bus))
+            .last()
+            .unwrap_or(secondary);
+        write_buses(config, bus, secondary, end);
+        self.bus(secondary, end, path);
+        let highest = (secondary..=end)
             .rev()
             .find(|&bus| self.seen[usize::from(bus)]);
         let subordinate = highest.unwrap_or(secondary);
-        write_buses(config, address.bus, secondary, subordinate);
+        write_buses(config, bus, secondary, subordinate);
         Some(Buses {
             secondary,
             subordinate,
@@ -173,9 +219,20 @@ impl<S: ConfigSpace> Scan<'_, S> {
     }
 }
 
-/// Primary, secondary and subordinate bus numbers share a word with the latency timer.
+/// The bus numbers that a bridge has now.
+fn buses(config: &Config) -> Buses {
+    let numbers = config.read32(BUS_NUMBERS);
+    Buses {
+        secondary: (numbers >> 8) as u8,
+        subordinate: (numbers >> 16) as u8,
+    }
+}
+
+/// Primary, secondary and subordinate bus number and the latency timer. PCI-to-PCI Bridge 1.2,
+/// 3.2.
+const BUS_NUMBERS: usize = 0x18;
+
 fn write_buses(config: &Config, primary: u8, secondary: u8, subordinate: u8) {
-    const BUS_NUMBERS: usize = 0x18;
     let timer = config.read32(BUS_NUMBERS) & 0xff00_0000;
     let numbers = u32::from(subordinate) << 16 | u32::from(secondary) << 8 | u32::from(primary);
     config.write32(BUS_NUMBERS, timer | numbers);
@@ -256,7 +313,7 @@ mod tests {
             })
         );
         assert_eq!(
-            found[2].bridge,
+            found[1].bridge,
             Some(Buses {
                 secondary: 2,
                 subordinate: 2
@@ -274,11 +331,36 @@ mod tests {
         ]));
         assert_eq!(segment(&fabric, 0, 0, 255).len(), 3);
         // No bus left to give.
+        let found = segment(&fabric, 0, 0, 1);
         assert!(
-            segment(&fabric, 0, 0, 1)
+            found
                 .iter()
                 .all(|f| f.bridge.is_none() || f.address.bus == 0)
         );
+    }
+
+    #[test]
+    fn new_numbers_keep_clear_of_those_that_firmware_gave() {
+        let fabric = Fabric(BTreeMap::from([
+            ((0, 1, 0), bridge(0, 0)),
+            ((0, 2, 0), bridge(1, 3)),
+            ((2, 0, 0), endpoint(0x2021_8086)),
+            ((0, 3, 0), bridge(4, 5)),
+            ((4, 0, 0), bridge(0, 0)),
+        ]));
+        let found = segment(&fabric, 0, 0, 255);
+        let buses = |device, bus| {
+            let at = |f: &&Found| (f.address.bus, f.address.device) == (bus, device);
+            found
+                .iter()
+                .find(at)
+                .unwrap()
+                .bridge
+                .map(|b| (b.secondary, b.subordinate))
+        };
+        assert_eq!(buses(2, 0), Some((1, 3)));
+        assert_eq!(buses(1, 0), Some((6, 6)), "after all that was given");
+        assert_eq!(buses(0, 4), Some((5, 5)), "within its parent's range");
     }
 
     #[test]

@@ -32,19 +32,16 @@ static NANOS: AtomicU64 = AtomicU64::new(1 << 31);
 static SOURCE: Once<&'static str> = Once::new();
 
 impl Reference {
-    /// The best there is. `hpet` and `pm_timer` are what ACPI tells of them.
-    fn find(hpet: Option<u64>, pm_timer: Option<u16>) -> Self {
-        if let Some(page) =
-            hpet.and_then(|phys| PhysicalMapping::new(phys, 0x400, Access::Device).ok())
-        {
-            // Capabilities at 0, configuration at 0x10. At most 100 ns a tick are allowed.
-            let femtos = page.read::<u64>(0) >> 32;
-            if (1..=100_000_000).contains(&femtos) {
-                page.write(0x10, page.read::<u64>(0x10) | 1); // let the counter run
-                return Self::Hpet { page, femtos };
-            }
+    /// The HPET at physical address `phys`, where one runs there.
+    fn hpet(phys: Option<u64>) -> Option<Self> {
+        let page = PhysicalMapping::new(phys?, 0x400, Access::Device).ok()?;
+        // Capabilities at 0, configuration at 0x10. At most 100 ns a tick are allowed.
+        let femtos = page.read::<u64>(0) >> 32;
+        if !(1..=100_000_000).contains(&femtos) {
+            return None;
         }
-        pm_timer.map_or(Self::Pit, |port| Self::PmTimer { port })
+        page.write(0x10, page.read::<u64>(0x10) | 1); // let the counter run
+        Some(Self::Hpet { page, femtos })
     }
 
     fn name(&self) -> &'static str {
@@ -55,13 +52,13 @@ impl Reference {
         }
     }
 
-    /// Waits at least `duration` by the reference and returns the nanoseconds that passed. Ends
-    /// after 2^32 ticks of the TSC at the latest, should the reference stand still.
-    fn wait(&self, duration: Duration) -> u64 {
+    /// Waits at least `duration` by the reference and returns the nanoseconds that passed. `None`
+    /// where the reference stands still: it is given 2^32 ticks of the TSC.
+    fn wait(&self, duration: Duration) -> Option<u64> {
         let nanos = duration.as_nanos() as u64;
         let give_up = tsc().wrapping_add(1 << 32);
         let expired = || (tsc().wrapping_sub(give_up) as i64) > 0;
-        match self {
+        let passed = match self {
             Self::Hpet { page, femtos } => {
                 let read = || page.read::<u32>(0xf0);
                 let passed = |start: u32| {
@@ -83,7 +80,7 @@ impl Reference {
                     let ticks = u64::from(read().wrapping_sub(start) & 0xff_ffff);
                     let passed = ticks * 1_000_000_000 / PM_TIMER_HZ;
                     if passed >= nanos || expired() {
-                        return passed;
+                        break passed;
                     }
                     core::hint::spin_loop();
                 }
@@ -108,7 +105,8 @@ impl Reference {
                 }
                 ticks * 1_000_000_000 / PIT_HZ
             }
-        }
+        };
+        (!expired()).then_some(passed)
     }
 }
 
@@ -119,19 +117,28 @@ pub fn start() {
 
 /// Measures the TSC and the local APIC's timer. Once, on the boot CPU.
 pub fn init(hpet: Option<u64>, pm_timer: Option<u16>) {
-    let reference = Reference::find(hpet, pm_timer);
-    SOURCE.call_once(|| reference.name());
-    let start = tsc();
-    let mut passed = 0;
-    apic::calibrate(MEASURE.as_nanos() as u64, || {
-        passed = reference.wait(MEASURE)
-    });
-    let ticks = tsc().wrapping_sub(start).max(1);
-    let nanos = (u128::from(passed) << 32) / u128::from(ticks);
-    NANOS.store(
-        u64::try_from(nanos).unwrap_or(u64::MAX).max(1),
-        Ordering::Relaxed,
-    );
+    let references = [
+        Reference::hpet(hpet),
+        pm_timer.map(|port| Reference::PmTimer { port }),
+    ];
+    for reference in references.into_iter().flatten().chain([Reference::Pit]) {
+        let start = tsc();
+        let Some(passed) = apic::calibrate(|| reference.wait(MEASURE)) else {
+            continue;
+        };
+        let ticks = tsc().wrapping_sub(start).max(1);
+        let nanos = (u128::from(passed) << 32) / u128::from(ticks);
+        // The time that was told so far, at a guessed rate, stands: the clock never goes back.
+        OFFSET.store(now_ns(), Ordering::Relaxed);
+        BASE.store(tsc(), Ordering::Relaxed);
+        NANOS.store(
+            u64::try_from(nanos).unwrap_or(u64::MAX).max(1),
+            Ordering::Relaxed,
+        );
+        SOURCE.call_once(|| reference.name());
+        return;
+    }
+    log::error!("no timer runs on this machine: the clock is a guess");
 }
 
 /// What the TSC was measured against, and its rate in kHz.

@@ -72,8 +72,11 @@ pub fn fire(cpu: usize) {
 /// Arms the hardware again after it fired without anything being due yet.
 pub fn rearm(cpu: usize) {
     let timers = &TIMERS[cpu];
-    timers.next.store(u64::MAX, Ordering::Relaxed);
-    arm(timers, &timers.queue.lock());
+    {
+        let queue = timers.queue.lock();
+        timers.next.store(u64::MAX, Ordering::Relaxed);
+        arm(timers, &queue);
+    }
     fire(cpu);
 }
 

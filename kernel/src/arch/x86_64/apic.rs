@@ -19,6 +19,7 @@ const X2APIC_MSRS: u32 = 0x800;
 /// Register offsets in xAPIC's page; x2APIC's MSR number is the offset divided by 16.
 mod reg {
     pub(super) const ID: u32 = 0x20;
+    pub(super) const PRIORITY: u32 = 0x80;
     pub(super) const EOI: u32 = 0xb0;
     pub(super) const SPURIOUS: u32 = 0xf0;
     pub(super) const ERROR: u32 = 0x280;
@@ -72,6 +73,9 @@ pub fn init() {
     let mut base = Msr::new(IA32_APIC_BASE);
     // SAFETY: the MSR exists on every x86-64 CPU.
     let mut value = unsafe { base.read() } | BASE_ENABLE;
+    // From disabled to x2APIC mode is two steps: Intel SDM volume 3, 11.12.5.
+    // SAFETY: enabling; no interrupt is expected yet.
+    unsafe { base.write(value) };
     let has_x2apic = CpuId::new()
         .get_feature_info()
         .is_some_and(|f| f.has_x2apic());
@@ -88,6 +92,7 @@ pub fn init() {
     }
     // SAFETY: enabling, in a mode that the CPU offers; no interrupt is expected yet.
     unsafe { base.write(value) };
+    write(reg::PRIORITY, 0);
     write(reg::SPURIOUS, SOFTWARE_ENABLE | u32::from(traps::SPURIOUS));
     write(reg::ERROR_VECTOR, u32::from(traps::APIC_ERROR));
     write(reg::LINT0, MASKED);
@@ -117,15 +122,17 @@ pub fn take_errors() -> u32 {
     read(reg::ERROR)
 }
 
-/// Measures the timer against `wait`, which returns after exactly `nanos`.
-pub fn calibrate(nanos: u64, wait: impl FnOnce()) {
+/// Measures the timer against `wait`, which returns how many nanoseconds it took; hands that on.
+pub fn calibrate(wait: impl FnOnce() -> Option<u64>) -> Option<u64> {
     write(reg::TIMER, MASKED | u32::from(traps::TIMER));
     write(reg::TIMER_INITIAL, u32::MAX);
-    wait();
+    let nanos = wait();
     let ticks = u64::from(u32::MAX - read(reg::TIMER_CURRENT));
     write(reg::TIMER_INITIAL, 0);
     write(reg::TIMER, u32::from(traps::TIMER));
-    TICKS.store(((ticks << 20) / nanos.max(1)).max(1), Ordering::Relaxed);
+    let nanos = nanos?.max(1);
+    TICKS.store(((ticks << 20) / nanos).max(1), Ordering::Relaxed);
+    Some(nanos)
 }
 
 /// Raises [`traps::TIMER`] on this CPU in `nanos` from now, or as late as the timer can count.

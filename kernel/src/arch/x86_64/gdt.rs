@@ -7,7 +7,8 @@ use alloc::boxed::Box;
 
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
-use x86_64::instructions::tables::load_tss;
+use x86_64::instructions::tables::{lgdt, load_tss};
+use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -17,6 +18,20 @@ pub const IST_DOUBLE_FAULT: u8 = 1;
 pub const IST_NMI: u8 = 2;
 /// See [`IST_DOUBLE_FAULT`].
 pub const IST_MACHINE_CHECK: u8 = 3;
+
+/// Null, code, data: what gates refer to until [`init`], in the image, where every CPU sees it.
+static EARLY: [u64; 3] = [0, 0x00af_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
+
+/// Makes exceptions reportable before there is a heap: the loader's table is out of reach once the
+/// kernel's page tables are in force. The selectors are those in use.
+pub fn load_early() {
+    let pointer = DescriptorTablePointer {
+        limit: (size_of_val(&EARLY) - 1) as u16,
+        base: VirtAddr::new(&raw const EARLY as u64),
+    };
+    // SAFETY: the table lives forever and describes the segments that are loaded.
+    unsafe { lgdt(&pointer) };
+}
 
 struct Tables {
     gdt: GlobalDescriptorTable,

@@ -21,11 +21,14 @@ pub fn tsc() -> u64 {
 }
 
 /// Turns on what this CPU offers and the kernel relies on or profits from: write protection in
-/// ring 0, no-execute, SMEP, SMAP, UMIP. Runs once on each CPU.
+/// ring 0, no-execute, machine-check exceptions, SMEP, SMAP, UMIP. Runs once on each CPU.
 pub fn enable_features() {
     let cpuid = CpuId::new();
     let features = cpuid.get_extended_feature_info();
     let mut cr4 = Cr4Flags::empty();
+    if cpuid.get_feature_info().is_some_and(|f| f.has_mce()) {
+        cr4 |= Cr4Flags::MACHINE_CHECK_EXCEPTION;
+    }
     if features.as_ref().is_some_and(|f| f.has_smep()) {
         cr4 |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
     }
@@ -45,6 +48,13 @@ pub fn enable_features() {
         // SAFETY: offered by this CPU.
         unsafe { Efer::update(|flags| *flags |= EferFlags::NO_EXECUTE_ENABLE) };
     }
+}
+
+/// How many bits a physical address has.
+pub fn physical_address_bits() -> u32 {
+    let info = CpuId::new().get_processor_capacity_feature_info();
+    info.map_or(36, |info| u32::from(info.physical_address_bits()))
+        .clamp(36, 52)
 }
 
 /// Whether pages can be marked as not executable.

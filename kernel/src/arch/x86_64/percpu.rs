@@ -7,7 +7,9 @@
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{
+    AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
+};
 
 use hal::cpu::COUNTERS;
 use x86_64::VirtAddr;
@@ -32,10 +34,27 @@ pub struct PerCpu {
     pub idle: AtomicBool,
     /// Whether the CPU takes part: set by itself when it is up.
     pub online: AtomicBool,
+    /// How far its start has come: see [`Claim`].
+    pub claim: AtomicU8,
+    /// The time-stamp counter when it started.
+    pub started_at: AtomicU64,
     /// The last barrier this CPU went through; the initiator reads it.
     pub barrier_seen: AtomicU64,
     /// The lowest address of the stack that tasks run on; below it lies the guard page.
     pub stack_bottom: AtomicUsize,
+}
+
+/// Who decides whether a CPU that is slow to start takes part: itself, by entering the kernel, or
+/// the CPU that starts it, by giving it up. The first to change this from waiting has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Claim {
+    /// Undecided.
+    Waiting,
+    /// It runs the kernel.
+    Entered,
+    /// It was given up and must not run the kernel.
+    Abandoned,
 }
 
 #[repr(C, align(64))]
@@ -55,9 +74,20 @@ impl PerCpu {
             arrivals: [const { AtomicU64::new(0) }; 256],
             idle: AtomicBool::new(false),
             online: AtomicBool::new(false),
+            claim: AtomicU8::new(Claim::Waiting as u8),
+            started_at: AtomicU64::new(0),
             barrier_seen: AtomicU64::new(0),
             stack_bottom: AtomicUsize::new(0),
         }
+    }
+
+    /// Decides on the CPU's start, where that is open still; says whether this was the decision.
+    pub fn decide(&self, claim: Claim) -> bool {
+        let waiting = Claim::Waiting as u8;
+        let (set, fail) = (Ordering::AcqRel, Ordering::Acquire);
+        self.claim
+            .compare_exchange(waiting, claim as u8, set, fail)
+            .is_ok()
     }
 
     /// This CPU's number, counted from 0 without holes.

@@ -12,12 +12,13 @@ use core::time::Duration;
 use hal::cpu::BarrierTimeout;
 use spin::Mutex;
 
-use super::percpu::{self, PerCpu};
-use super::{apic, gdt, traps};
+use super::percpu::{self, Claim, PerCpu};
+use super::{apic, gdt, traps, tsc};
 use crate::mm::{self, stack::Stack};
 use crate::time::clock;
 
 /// Where the trampoline runs: a page of conventional memory that the frame allocator leaves alone.
+/// CPUs are started only where the memory map calls it usable.
 pub const TRAMPOLINE: u64 = 0x8000;
 
 global_asm!(
@@ -116,6 +117,8 @@ const GDT: [u64; 4] = [
 
 /// How long a CPU may take to come up. Emulated CPUs share the host's.
 const START_LIMIT: Duration = Duration::from_secs(2);
+/// How long it may take from there to its executor.
+const ONLINE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Copies the trampoline to its page. `to` is that page, as the kernel sees it.
 fn place_trampoline(to: *mut u8) -> *mut Parameters {
@@ -162,38 +165,53 @@ pub fn start_all(apic_ids: impl Iterator<Item = u32>) -> usize {
                 gdt: GDT,
             });
         }
-        // The number stays taken even when the CPU does not answer: it may yet come up late, on
-        // its own stack and block, which are never reused.
+        // The number stays taken even when the CPU does not start: stack and block are not reused.
         next += 1;
+        let before = tsc();
         if start(block) {
             started += 1;
+            let at = block.started_at.load(Ordering::Acquire);
+            if at < before || at > tsc() {
+                log::warn!(
+                    "WARN the time-stamp counter of CPU {} is off",
+                    block.index()
+                );
+            }
         } else {
             log::warn!(
                 "WARN CPU {} (APIC {apic_id:#x}) does not start",
                 block.index()
             );
-            // A late riser would find the trampoline of its successor.
-            apic::send_init(apic_id);
         }
     }
     started
 }
 
+/// Starts a CPU, by the sequence of Intel SDM volume 3, 9.4.4. One that does not enter the kernel
+/// in time is given up and reset, so that it cannot take up its successor's parameters.
 fn start(block: &PerCpu) -> bool {
     let page = (TRAMPOLINE >> 12) as u8;
-    let up = |limit| clock::spin_until(limit, || block.online.load(Ordering::Acquire));
+    let entered = || block.claim.load(Ordering::Acquire) == Claim::Entered as u8;
     apic::send_init(block.apic_id);
     clock::spin_for(Duration::from_micros(200));
     apic::send_startup(block.apic_id, page);
-    if up(Duration::from_millis(10)) {
-        return true;
+    if !clock::spin_until(Duration::from_millis(10), entered) {
+        apic::send_startup(block.apic_id, page);
+        if !clock::spin_until(START_LIMIT, entered) && block.decide(Claim::Abandoned) {
+            apic::send_init(block.apic_id);
+            return false;
+        }
     }
-    apic::send_startup(block.apic_id, page);
-    up(START_LIMIT)
+    clock::spin_until(ONLINE_LIMIT, || block.online.load(Ordering::Acquire))
 }
 
 extern "C" fn ap_main(block: &'static PerCpu) -> ! {
+    block.started_at.store(tsc(), Ordering::Release);
+    if !block.decide(Claim::Entered) {
+        super::halt_forever();
+    }
     percpu::set_current(block);
+    gdt::load_early();
     traps::load();
     super::enable_features();
     apic::init();
@@ -234,8 +252,9 @@ pub fn barrier() -> Result<(), BarrierTimeout> {
 /// This CPU's part of a barrier, in interrupt context on all but the initiator. The exchange is a
 /// locked instruction: earlier stores have left the store buffer before it is seen.
 pub fn barrier_answer(cpu: &PerCpu) {
-    x86_64::instructions::tlb::flush_all();
     let generation = REQUESTED.load(Ordering::SeqCst);
+    // After the load: what was unmapped before this generation is forgotten when it is seen.
+    x86_64::instructions::tlb::flush_all();
     cpu.barrier_seen.swap(generation, Ordering::SeqCst);
 }
 
@@ -243,7 +262,8 @@ pub fn barrier_answer(cpu: &PerCpu) {
 pub fn stop_others() {
     let this = percpu::current().index();
     for cpu in percpu::all().filter(|cpu| cpu.index() != this) {
-        if cpu.online.load(Ordering::Acquire) {
+        // The boot CPU runs long before it is online.
+        if cpu.index() == 0 || cpu.online.load(Ordering::Acquire) {
             apic::send_nmi(cpu.apic_id);
         }
     }

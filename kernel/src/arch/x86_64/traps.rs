@@ -33,7 +33,8 @@ pub const SPURIOUS: u8 = 0xff;
 
 const DOUBLE_FAULT: u64 = 8;
 const PAGE_FAULT: u64 = 14;
-const NMI: u64 = 2;
+/// Non-maskable interrupts; pending like an interrupt, for the executor to report.
+pub const NMI: u8 = 2;
 
 /// The registers of what was interrupted, in the order in which the stub and the CPU push them.
 #[repr(C)]
@@ -187,7 +188,7 @@ pub fn init() {
         // SAFETY: the stub saves and restores everything and returns with IRETQ.
         let options = unsafe { entry.set_handler_addr(VirtAddr::new(stub as u64)) };
         let stack = match vector as u64 {
-            NMI => gdt::IST_NMI,
+            vector if vector == u64::from(NMI) => gdt::IST_NMI,
             DOUBLE_FAULT => gdt::IST_DOUBLE_FAULT,
             18 => gdt::IST_MACHINE_CHECK,
             _ => continue,
@@ -239,7 +240,7 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
 }
 
 fn exception(frame: &TrapFrame) {
-    if frame.vector == NMI && crate::panic::in_progress() {
+    if frame.vector == u64::from(NMI) && crate::panic::in_progress() {
         super::halt_forever();
     }
     let name = NAMES
@@ -271,7 +272,10 @@ fn exception(frame: &TrapFrame) {
                 format_args!("page fault: {access} of {address:#x}, which is {why}"),
             )
         }
-        NMI => log::warn!("WARN non-maskable interrupt on CPU {}", cpu.index()),
+        // Whatever was interrupted may hold any lock: the executor reports it.
+        vector if vector == u64::from(NMI) => {
+            cpu.pending[0].fetch_or(1 << NMI, Ordering::Release);
+        }
         _ => crate::panic::exception(frame, format_args!("{name}, error {:#x}", frame.error)),
     }
 }
