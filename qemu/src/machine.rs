@@ -153,7 +153,7 @@ mod tests {
             r#""path":"build/run/ioat1.sock""#,
             "acpi-pci-hotplug-with-bridge-support=off",
             "memory-backend-memfd,id=mem,size=512M,share=on",
-            "path=build/run/qmp.sock",
+            "unix:build/run/qmp.sock",
             "path=build/run/machine.sock",
         ] {
             assert!(line.contains(part), "{part} not in {line}");
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn commas_in_paths_do_not_end_an_option() {
         let args = arguments(&Settings::default(), &RunDir::new("/a,b"), false).join(" ");
-        assert!(args.contains("path=/a,,b/qmp.sock,server=on"));
+        assert!(args.contains("unix:/a,,b/qmp.sock,server=on"));
         assert!(args.contains(r#""path":"/a,b/ioat0.sock""#));
     }
 
