@@ -26,6 +26,8 @@ pub mod arch;
 pub mod boot_info;
 pub mod command_line;
 pub mod console;
+#[cfg(target_os = "none")]
+pub mod cpus;
 pub mod drivers;
 pub mod irq;
 #[cfg(all(target_os = "none", feature = "ktest"))]

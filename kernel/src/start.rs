@@ -86,11 +86,13 @@ extern "C" fn on_own_stack() -> ! {
             info.regions_dropped()
         );
     }
-    gdt::init(mm::stack::interrupt_stacks());
+    gdt::init();
     tables::init(options.acpi_rsdp.or(info.rsdp));
     start_cpus(info, options);
     drivers::machine::install();
     pci::bus::init(info);
+    // It takes work from here on, and does it below.
+    percpu::current().online.store(true, Ordering::Release);
     let run = options.run.as_deref();
     task::spawn("start", None, first_task(run)).detach();
     task::run(percpu::current())

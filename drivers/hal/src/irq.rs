@@ -14,7 +14,7 @@ use core::task::Poll;
 use atomic_waker::AtomicWaker;
 
 /// The ways a PCI function can interrupt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum IrqKind {
     /// Message-signalled, one table entry a vector.
     MsiX,

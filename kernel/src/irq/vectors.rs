@@ -5,7 +5,7 @@
 //! level-triggered input is masked by the handler and unmasked when all its subscribers have said
 //! that their devices are quiet.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,8 +35,16 @@ struct Subscriber {
     busy: bool,
 }
 
+/// Whoever programs a device's messages.
+pub trait Retarget: Send + Sync {
+    /// Sends the interrupt that raises `event` to `vector` from now on.
+    fn retarget(&self, event: &Arc<IrqEvent>, vector: Vector);
+}
+
 struct Binding {
     vector: Vector,
+    /// For messages: who sends them elsewhere when their CPU is parked.
+    sender: Option<Weak<dyn Retarget>>,
     name: &'static str,
     /// The I/O APIC input, for interrupts that come by one.
     gsi: Option<(u32, Trigger)>,
@@ -47,38 +55,100 @@ static BINDINGS: Mutex<Vec<Binding>> = Mutex::new(Vec::new());
 /// Vectors go round the CPUs.
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
 
-/// Vectors are unique over all CPUs, so that a level-triggered input is found by its vector alone.
+/// Vectors are unique over all CPUs, so that a level-triggered input is found by its vector alone,
+/// and a vector can move.
 fn free_vector(bindings: &[Binding], highest_apic_id: u32) -> Option<Vector> {
-    let free = (FIRST_DEVICE..=LAST_DEVICE).find(|&vector| {
+    let vector = (FIRST_DEVICE..=LAST_DEVICE).find(|&vector| {
         bindings
             .iter()
             .all(|binding| binding.vector.vector != vector)
     })?;
-    let count = percpu::possible();
-    let start = NEXT_CPU.fetch_add(1, Ordering::Relaxed);
-    let cpu = (0..count)
-        .filter_map(|n| percpu::get((start + n) % count))
-        .find(|cpu| cpu.online.load(Ordering::Acquire) && cpu.apic_id <= highest_apic_id)?;
+    let cpu = next_cpu(highest_apic_id)?;
     Some(Vector {
         cpu: cpu.index(),
         apic_id: cpu.apic_id,
-        vector: free,
+        vector,
     })
 }
 
-/// Binds `event` to a vector of its own, for a message-signalled interrupt. `None` where no vector
-/// is left. Without interrupt remapping, messages reach APIC IDs up to 254 alone.
-pub fn bind_message(name: &'static str, event: Arc<IrqEvent>) -> Option<Vector> {
+/// The next online CPU in turn, up to an APIC ID.
+fn next_cpu(highest_apic_id: u32) -> Option<&'static PerCpu> {
+    let count = percpu::possible();
+    let start = NEXT_CPU.fetch_add(1, Ordering::Relaxed);
+    (0..count)
+        .filter_map(|n| percpu::get((start + n) % count))
+        .find(|cpu| cpu.online.load(Ordering::Acquire) && cpu.apic_id <= highest_apic_id)
+}
+
+/// Binds `event` to a vector of its own, for a message-signalled interrupt that `sender` programs.
+/// `None` where no vector is left. Without interrupt remapping, messages reach APIC IDs up to 254
+/// alone.
+pub fn bind_message(
+    name: &'static str,
+    event: Arc<IrqEvent>,
+    sender: Option<Weak<dyn Retarget>>,
+) -> Option<Vector> {
     let mut bindings = BINDINGS.lock();
     let vector = free_vector(&bindings, 254)?;
     let subscribers = alloc::vec![Subscriber { event, busy: false }];
     bindings.push(Binding {
         vector,
+        sender,
         name,
         gsi: None,
         subscribers,
     });
     Some(vector)
+}
+
+/// Sends all interrupts of a CPU that takes no new work to others. Those that arrive there until
+/// it has parked may be lost: see [`look_again`]. Returns the vectors.
+pub fn move_away(cpu: usize) -> Vec<u8> {
+    let mut moved = Vec::new();
+    let mut messages = Vec::new();
+    {
+        let mut bindings = BINDINGS.lock();
+        for index in 0..bindings.len() {
+            if bindings[index].vector.cpu != cpu {
+                continue;
+            }
+            let Some(target) = next_cpu(254) else { break };
+            let binding = &mut bindings[index];
+            binding.vector = Vector {
+                cpu: target.index(),
+                apic_id: target.apic_id,
+                ..binding.vector
+            };
+            moved.push(binding.vector.vector);
+            match binding.gsi {
+                Some((gsi, trigger)) => {
+                    let vector = binding.vector;
+                    ioapic::route(gsi, vector.vector, vector.apic_id as u8, trigger);
+                    let busy = binding.subscribers.iter().any(|subscriber| subscriber.busy);
+                    ioapic::set_masked(gsi, trigger.level && busy);
+                }
+                None => messages.extend(
+                    binding
+                        .sender
+                        .as_ref()
+                        .and_then(Weak::upgrade)
+                        .map(|sender| {
+                            (sender, binding.subscribers[0].event.clone(), binding.vector)
+                        }),
+                ),
+            }
+        }
+    }
+    for (sender, event, vector) in messages {
+        sender.retarget(&event, vector);
+    }
+    moved
+}
+
+/// Tells the owners of vectors that moved to look at their devices: an interrupt may have come to
+/// the CPU that they left after it had parked.
+pub fn look_again(vectors: &[u8]) {
+    vectors.iter().copied().for_each(tell);
 }
 
 /// Binds `event` to I/O APIC input `gsi`, shared with whoever is bound to it already. `false` where there is no such input, or no vector.
@@ -104,6 +174,7 @@ pub fn bind_input(name: &'static str, gsi: u32, trigger: Trigger, event: Arc<Irq
     let gsi = Some((gsi, trigger));
     bindings.push(Binding {
         vector,
+        sender: None,
         name,
         gsi,
         subscribers: alloc::vec![subscriber],

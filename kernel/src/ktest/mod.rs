@@ -5,6 +5,7 @@
 //! sees by the plan that is not fulfilled.
 
 mod cpus;
+mod hotplug;
 mod memory;
 mod services;
 mod tasks;
@@ -58,6 +59,7 @@ static SUITES: &[&Suite] = &[
     &tasks::SUITE,
     &cpus::SUITE,
     &services::SUITE,
+    &hotplug::SUITE,
 ];
 
 /// The names of all suites.

@@ -26,7 +26,7 @@ async fn a_message_reaches_its_owner_on_its_cpu() -> TestResult {
     let cpus = percpu::all().count();
     for _ in 0..cpus {
         let event = Arc::new(IrqEvent::default());
-        let vector = irq::bind_message("test", event.clone()).ok_or("no vector")?;
+        let vector = irq::bind_message("test", event.clone(), None).ok_or("no vector")?;
         // What a device's message does: an interrupt of this vector on that CPU.
         apic::send(vector.apic_id, vector.vector);
         let limit = hal::time::Duration::from_secs(10);
@@ -40,7 +40,7 @@ async fn a_message_reaches_its_owner_on_its_cpu() -> TestResult {
 async fn vectors_come_back() -> TestResult {
     let before = irq::bound();
     let event = Arc::new(IrqEvent::default());
-    let first = irq::bind_message("test", event.clone()).ok_or("no vector")?;
+    let first = irq::bind_message("test", event.clone(), None).ok_or("no vector")?;
     ensure!(
         irq::bound() == before + 1,
         "{} bound, {before} before",
@@ -52,7 +52,7 @@ async fn vectors_come_back() -> TestResult {
         "{} bound, {before} before",
         irq::bound()
     );
-    let again = irq::bind_message("test", event.clone()).ok_or("no vector")?;
+    let again = irq::bind_message("test", event.clone(), None).ok_or("no vector")?;
     irq::unbind(&event);
     ensure!(first.vector == again.vector, "{first:?}, then {again:?}");
     Ok(())
@@ -63,11 +63,11 @@ async fn vectors_run_out_without_harm() -> TestResult {
     let events: Vec<_> = (0..256).map(|_| Arc::new(IrqEvent::default())).collect();
     let bound = events
         .iter()
-        .filter(|event| irq::bind_message("test", (*event).clone()).is_some());
+        .filter(|event| irq::bind_message("test", (*event).clone(), None).is_some());
     let bound = bound.count();
     ensure!(bound < 256, "more vectors than there are");
     ensure!(
-        irq::bind_message("test", Arc::default()).is_none(),
+        irq::bind_message("test", Arc::default(), None).is_none(),
         "one more"
     );
     events.iter().for_each(irq::unbind);

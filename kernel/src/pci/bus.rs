@@ -259,7 +259,7 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
         config: found.config,
         bars,
         dma: DmaSpace::new(Arc::new(crate::drivers::dma::Direct)),
-        interrupts: Interrupts::new(Arc::new(irqs)),
+        interrupts: Interrupts::new(irqs),
         node: None,
     })
 }

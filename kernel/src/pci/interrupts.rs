@@ -1,7 +1,7 @@
 //! A function's interrupts: MSI-X, MSI, and the pin. PCI Express Base 7.7.
 
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 
 use hal::irq::{IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::MmioRegion;
@@ -9,7 +9,7 @@ use hal::pci::{Address, Config, header};
 use spin::Mutex;
 
 use crate::acpi::madt::Trigger;
-use crate::irq::{self, Vector};
+use crate::irq::{self, Retarget, Vector};
 
 const MSI: u8 = 0x05;
 const MSIX: u8 = 0x11;
@@ -22,13 +22,14 @@ const INTERRUPT_PIN: usize = 0x3d;
 
 /// Binds one function's interrupts.
 pub struct FunctionInterrupts {
+    this: Weak<Self>,
     name: &'static str,
     config: Config,
     /// The BAR that holds the MSI-X table, where there is one.
     table: Option<(MmioRegion, usize)>,
     /// The I/O APIC input that the pin leads to, where that is known.
     input: Option<u32>,
-    bound: Mutex<BTreeMap<(u8, usize), Bound>>,
+    bound: Mutex<BTreeMap<(IrqKind, usize), Bound>>,
 }
 
 struct Bound {
@@ -44,19 +45,20 @@ impl FunctionInterrupts {
         config: Config,
         bars: &[Option<MmioRegion>; 6],
         input: Option<u32>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let table = config.capability(MSIX).and_then(|cap| {
             let place = config.read32(cap + 4);
             let region = bars.get(place as usize & 7)?.clone()?;
             Some((region, (place & !7) as usize))
         });
-        Self {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             name,
             config,
             table,
             input,
             bound: Mutex::new(BTreeMap::new()),
-        }
+        })
     }
 
     /// The pin of the function at `address`, 0 to 3, where it has one.
@@ -123,8 +125,17 @@ impl FunctionInterrupts {
     }
 }
 
-fn key(kind: IrqKind) -> u8 {
-    kind as u8
+impl Retarget for FunctionInterrupts {
+    fn retarget(&self, event: &Arc<IrqEvent>, vector: Vector) {
+        let mut bound = self.bound.lock();
+        let found = bound
+            .iter_mut()
+            .find(|(_, bound)| Arc::ptr_eq(&bound.event, event));
+        if let Some((&(kind, index), bound)) = found {
+            bound.vector = Some(vector);
+            self.write_message(kind, index, vector);
+        }
+    }
 }
 
 impl IrqOps for FunctionInterrupts {
@@ -143,6 +154,7 @@ impl IrqOps for FunctionInterrupts {
     }
 
     fn bind(&self, kind: IrqKind, index: usize, event: Arc<IrqEvent>) -> Result<(), IrqError> {
+        let mut bound = self.bound.lock();
         let vector = match kind {
             IrqKind::Intx => {
                 let input = self.input.ok_or(IrqError::NoRoute)?;
@@ -153,28 +165,26 @@ impl IrqOps for FunctionInterrupts {
                 None
             }
             _ => {
-                let vector =
-                    irq::bind_message(self.name, event.clone()).ok_or(IrqError::Exhausted)?;
+                let vector = irq::bind_message(self.name, event.clone(), Some(self.this.clone()))
+                    .ok_or(IrqError::Exhausted)?;
                 self.config.update_command(header::COMMAND_INTX_DISABLE, 0);
                 self.write_message(kind, index, vector);
                 Some(vector)
             }
         };
-        self.bound
-            .lock()
-            .insert((key(kind), index), Bound { event, vector });
+        bound.insert((kind, index), Bound { event, vector });
         Ok(())
     }
 
     fn unbind(&self, kind: IrqKind, index: usize) {
         let mut bound = self.bound.lock();
-        let Some(gone) = bound.remove(&(key(kind), index)) else {
+        let Some(gone) = bound.remove(&(kind, index)) else {
             return;
         };
         if let (IrqKind::MsiX, Some((table, offset))) = (kind, &self.table) {
             table.write32(offset + index * MSIX_ENTRY + 12, 1);
         }
-        if !bound.keys().any(|&(other, _)| other == key(kind)) {
+        if !bound.keys().any(|&(other, _)| other == kind) {
             self.disable(kind);
         }
         irq::unbind(&gone.event);
@@ -182,17 +192,14 @@ impl IrqOps for FunctionInterrupts {
 
     fn unmask(&self, kind: IrqKind, index: usize) {
         let bound = self.bound.lock();
-        if let (Some(input), Some(bound)) = (self.input, bound.get(&(key(kind), index))) {
+        if let (Some(input), Some(bound)) = (self.input, bound.get(&(kind, index))) {
             irq::unmask_input(input, &bound.event);
         }
     }
 
     fn restore(&self) {
         for (&(kind, index), bound) in self.bound.lock().iter() {
-            let kind = [IrqKind::MsiX, IrqKind::Msi]
-                .into_iter()
-                .find(|&k| key(k) == kind);
-            if let (Some(kind), Some(vector)) = (kind, bound.vector) {
+            if let Some(vector) = bound.vector {
                 self.write_message(kind, index, vector);
             }
         }

@@ -1,12 +1,13 @@
 //! Tasks: one executor per CPU, tasks sent between them.
 //!
-//! A task stays on the CPU it was spawned for; waking it puts it into that CPU's queue, and a CPU
+//! A task stays on the CPU it was spawned for, unless that is parked; waking it puts it into that CPU's queue, and a CPU
 //! that sleeps is woken by an interrupt. Between two tasks an executor tells the owners of the
 //! interrupts that came, and wakes due timers; with nothing to run it halts.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
@@ -18,14 +19,15 @@ use spin::{LazyLock, Mutex};
 use x86_64::instructions::interrupts;
 
 use crate::arch::x86_64::percpu::{self, PerCpu};
-use crate::arch::x86_64::{MAX_CPUS, apic, traps};
+use crate::arch::x86_64::{MAX_CPUS, apic, smp, traps};
 use crate::irq;
 use crate::time::timers;
 
 /// What travels with a task.
 #[derive(Debug)]
 pub struct Meta {
-    cpu: AtomicUsize,
+    /// The CPU on which it runs: another when that one is parked.
+    cpu: Arc<AtomicUsize>,
 }
 
 struct Executor {
@@ -50,8 +52,14 @@ pub struct TaskInfo {
     pub id: u64,
     /// What it was called when it was spawned.
     pub name: String,
-    /// Where it runs.
-    pub cpu: usize,
+    home: Arc<AtomicUsize>,
+}
+
+impl TaskInfo {
+    /// The CPU on which it runs.
+    pub fn cpu(&self) -> usize {
+        self.home.load(Ordering::Relaxed)
+    }
 }
 
 static TASKS: Mutex<BTreeMap<u64, TaskInfo>> = Mutex::new(BTreeMap::new());
@@ -73,31 +81,25 @@ pub fn spawn<T: Send + 'static>(
     cpu: Option<usize>,
     future: impl Future<Output = T> + Send + 'static,
 ) -> Task<T, Meta> {
-    let online = |&cpu: &usize| percpu::get(cpu).is_some_and(|c| c.online.load(Ordering::Acquire));
     let cpu = cpu
-        .filter(online)
+        .filter(|&cpu| is_online(cpu))
         .unwrap_or_else(|| percpu::current().index());
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    TASKS.lock().insert(
+    let home = Arc::new(AtomicUsize::new(cpu));
+    let info = TaskInfo {
         id,
-        TaskInfo {
-            id,
-            name: name.to_string(),
-            cpu,
-        },
-    );
+        name: name.to_string(),
+        home: home.clone(),
+    };
+    TASKS.lock().insert(id, info);
     let listed = Listed(id);
-    let (runnable, task) = Builder::new()
-        .metadata(Meta {
-            cpu: AtomicUsize::new(cpu),
-        })
-        .spawn(
-            move |_| async move {
-                let _listed = listed;
-                future.await
-            },
-            schedule,
-        );
+    let (runnable, task) = Builder::new().metadata(Meta { cpu: home }).spawn(
+        move |_| async move {
+            let _listed = listed;
+            future.await
+        },
+        schedule,
+    );
     runnable.schedule();
     task
 }
@@ -105,28 +107,62 @@ pub fn spawn<T: Send + 'static>(
 /// A boxed future, as `hal` hands them over.
 pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Puts a task into its CPU's queue and wakes that CPU if it sleeps. Task context.
+fn is_online(cpu: usize) -> bool {
+    percpu::get(cpu).is_some_and(|cpu| cpu.online.load(Ordering::Acquire))
+}
+
+/// Puts a task into its CPU's queue, or into another's where that CPU was parked, and wakes the
+/// CPU if it sleeps. Task context.
 fn schedule(runnable: Runnable<Meta>) {
-    let cpu = runnable.metadata().cpu.load(Ordering::Relaxed);
+    let home = &runnable.metadata().cpu;
+    let mut cpu = home.load(Ordering::Relaxed);
+    if !is_online(cpu) {
+        let this = percpu::current().index();
+        let other = || {
+            (0..percpu::possible())
+                .find(|&cpu| is_online(cpu))
+                .unwrap_or(this)
+        };
+        cpu = if is_online(this) { this } else { other() };
+        home.store(cpu, Ordering::Relaxed);
+    }
     EXECUTORS[cpu].ready.push(runnable);
-    // Against a CPU that goes to sleep: it says so, then looks at its queue once more.
+    // Against a CPU that goes to sleep, or parks: it says so, then looks at its queue once more.
     fence(Ordering::SeqCst);
-    if cpu != percpu::current().index()
-        && let Some(target) = percpu::get(cpu)
-        && target.idle.swap(false, Ordering::SeqCst)
-    {
+    let Some(target) = percpu::get(cpu) else {
+        return;
+    };
+    if !target.online.load(Ordering::SeqCst) {
+        send_away(cpu);
+    } else if cpu != percpu::current().index() && target.idle.swap(false, Ordering::SeqCst) {
         apic::send(target.apic_id, traps::WAKE);
     }
 }
 
-/// This CPU's executor: its life from now on.
+/// Gives the tasks in a parked CPU's queue to others.
+fn send_away(cpu: usize) {
+    while let Some(runnable) = EXECUTORS[cpu].ready.pop() {
+        runnable.schedule();
+    }
+}
+
+/// This CPU's executor, until it is parked.
 pub fn run(cpu: &'static PerCpu) -> ! {
     let executor = &EXECUTORS[cpu.index()];
+    cpu.running.store(true, Ordering::SeqCst);
     cpu.online.store(true, Ordering::Release);
     interrupts::enable();
     loop {
         irq::tell_owners(cpu);
         timers::fire(cpu.index());
+        if !cpu.online.load(Ordering::Acquire) {
+            send_away(cpu.index());
+            if !irq::any_pending(cpu) {
+                timers::move_away(cpu.index());
+                smp::park(cpu);
+            }
+            continue;
+        }
         if let Some(runnable) = executor.ready.pop() {
             executor.polls.fetch_add(1, Ordering::Relaxed);
             runnable.run();
@@ -135,7 +171,8 @@ pub fn run(cpu: &'static PerCpu) -> ! {
         cpu.idle.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         interrupts::disable();
-        if executor.ready.is_empty() && !irq::any_pending(cpu) {
+        let parking = !cpu.online.load(Ordering::Acquire);
+        if executor.ready.is_empty() && !irq::any_pending(cpu) && !parking {
             executor.sleeps.fetch_add(1, Ordering::Relaxed);
             // STI takes effect after the next instruction: no interrupt slips in between.
             interrupts::enable_and_hlt();

@@ -45,6 +45,12 @@ impl<T> DeadlineQueue<T> {
         self.remove(id)
     }
 
+    /// Adds all of `other`, whose numbers are not in use here.
+    pub fn append(&mut self, mut other: Self) {
+        self.due.append(&mut other.due);
+        self.deadlines.append(&mut other.deadlines);
+    }
+
     /// The earliest deadline.
     pub fn next(&self) -> Option<u64> {
         self.due.first_key_value().map(|(key, _)| key.0)
@@ -80,5 +86,13 @@ mod tests {
         assert_eq!(queue.remove(1), Some('c'));
         assert_eq!(queue.remove(1), None);
         assert!(queue.is_empty());
+        let mut other = DeadlineQueue::new();
+        other.insert(4, 5, 'd');
+        queue.insert(5, 6, 'e');
+        queue.append(other);
+        assert_eq!(
+            (queue.len(), queue.remove(4), queue.next()),
+            (2, Some('d'), Some(6))
+        );
     }
 }

@@ -7,7 +7,7 @@ use spin::Mutex;
 
 use super::clock::now_ns;
 use super::queue::DeadlineQueue;
-use crate::arch::x86_64::{MAX_CPUS, apic, percpu};
+use crate::arch::x86_64::{MAX_CPUS, apic, percpu, traps};
 
 struct CpuTimers {
     queue: Mutex<DeadlineQueue<Waker>>,
@@ -37,15 +37,35 @@ pub fn set(deadline: u64, waker: Waker) -> u64 {
 
 /// Forgets a timer.
 pub fn cancel(id: u64) {
-    let timers = &TIMERS[id as usize % MAX_CPUS];
+    // Where it was set, or where it moved when that CPU was parked.
+    let first = &TIMERS[id as usize % MAX_CPUS];
+    let gone = forget(first, id).or_else(|| TIMERS.iter().find_map(|timers| forget(timers, id)));
+    drop(gone);
+}
+
+fn forget(timers: &CpuTimers, id: u64) -> Option<Waker> {
     let mut queue = timers.queue.lock();
-    let waker = queue.remove(id);
+    let waker = queue.remove(id)?;
     // The hardware may fire for nothing, once; it is not worth another CPU's attention.
     timers
         .next
         .store(queue.next().unwrap_or(u64::MAX), Ordering::Relaxed);
-    drop(queue);
-    drop(waker);
+    Some(waker)
+}
+
+/// Gives the timers of a CPU that is about to park to one that is online.
+pub fn move_away(cpu: usize) {
+    let online = |other: &&percpu::PerCpu| other.online.load(Ordering::Acquire);
+    let Some(other) = percpu::all().find(online) else {
+        return;
+    };
+    let moved = core::mem::take(&mut *TIMERS[cpu].queue.lock());
+    TIMERS[cpu].next.store(u64::MAX, Ordering::Relaxed);
+    if !moved.is_empty() {
+        TIMERS[other.index()].queue.lock().append(moved);
+        // Its hardware is its own to arm: as if its timer had fired.
+        apic::send(other.apic_id, traps::TIMER);
+    }
 }
 
 /// Wakes what is due on this CPU, and arms the hardware for the rest. For the executor.

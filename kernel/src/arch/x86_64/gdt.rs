@@ -4,6 +4,7 @@
 //! they can be reported whatever state the interrupted stack is in. Intel SDM volume 3, 7.14.5.
 
 use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
 
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
@@ -11,6 +12,9 @@ use x86_64::instructions::tables::{lgdt, load_tss};
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
+
+use super::percpu;
+use crate::mm::stack;
 
 /// Interrupt stack table entries, 1-based as in a gate.
 pub const IST_DOUBLE_FAULT: u8 = 1;
@@ -33,23 +37,44 @@ pub fn load_early() {
     unsafe { lgdt(&pointer) };
 }
 
-struct Tables {
+/// One CPU's descriptor table and task state segment.
+#[derive(Debug)]
+pub struct Tables {
     gdt: GlobalDescriptorTable,
     tss: TaskStateSegment,
 }
 
-/// Loads this CPU's tables; `stacks` are the tops of the interrupt stacks in the order of the IST
-/// constants. Needs the heap. The tables live forever.
-pub fn init(stacks: [u64; 3]) {
-    let tables = Box::leak(Box::new(Tables {
-        gdt: GlobalDescriptorTable::new(),
-        tss: TaskStateSegment::new(),
-    }));
-    let mut interrupt_stacks = [VirtAddr::zero(); 7];
-    for (slot, top) in interrupt_stacks.iter_mut().zip(stacks) {
-        *slot = VirtAddr::new(top);
+impl Tables {
+    /// Tables with fresh interrupt stacks, in the order of the IST constants.
+    fn new() -> *mut Self {
+        let mut interrupt_stacks = [VirtAddr::zero(); 7];
+        for (slot, top) in interrupt_stacks.iter_mut().zip(stack::interrupt_stacks()) {
+            *slot = VirtAddr::new(top);
+        }
+        let mut tss = TaskStateSegment::new();
+        tss.interrupt_stack_table = interrupt_stacks;
+        Box::into_raw(Box::new(Self {
+            gdt: GlobalDescriptorTable::new(),
+            tss,
+        }))
     }
-    tables.tss.interrupt_stack_table = interrupt_stacks;
+}
+
+/// Loads this CPU's tables, which it gets with its interrupt stacks when it starts for the first
+/// time. Needs the heap. Tables and stacks are the CPU's for good.
+pub fn init() {
+    let cpu = percpu::current();
+    let known = cpu.tables.load(Ordering::Acquire);
+    let tables = if known.is_null() {
+        Tables::new()
+    } else {
+        known
+    };
+    cpu.tables.store(tables, Ordering::Release);
+    // SAFETY: the CPU's own, which nobody else refers to and which are never freed.
+    let tables = unsafe { &mut *tables };
+    // Anew at each start: loading a task state segment marks it as busy.
+    tables.gdt = GlobalDescriptorTable::new();
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
     let data = tables.gdt.append(Descriptor::kernel_data_segment());
     let tss = tables.gdt.append(Descriptor::tss_segment(&tables.tss));

@@ -16,6 +16,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use super::MAX_CPUS;
+use super::gdt::Tables;
 
 /// One CPU's data.
 #[repr(C, align(64))]
@@ -32,14 +33,20 @@ pub struct PerCpu {
     pub arrivals: [AtomicU64; 256],
     /// Whether the executor sleeps or is about to; others read it to decide on an IPI.
     pub idle: AtomicBool,
-    /// Whether the CPU takes part: set by itself when it is up.
+    /// Whether the CPU takes new work: set by itself when it is up, cleared by who parks it.
     pub online: AtomicBool,
+    /// Whether the CPU executes: from its start until it has parked. Barriers wait for such CPUs.
+    pub running: AtomicBool,
     /// How far its start has come: see [`Claim`].
     pub claim: AtomicU8,
     /// The time-stamp counter when it started.
     pub started_at: AtomicU64,
     /// The last barrier this CPU went through; the initiator reads it.
     pub barrier_seen: AtomicU64,
+    /// Its descriptor tables, once it has some.
+    pub tables: AtomicPtr<Tables>,
+    /// The top of the stack on which it starts.
+    pub stack_top: AtomicU64,
     /// The lowest address of the stack that tasks run on; below it lies the guard page.
     pub stack_bottom: AtomicUsize,
 }
@@ -74,6 +81,9 @@ impl PerCpu {
             arrivals: [const { AtomicU64::new(0) }; 256],
             idle: AtomicBool::new(false),
             online: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+            tables: AtomicPtr::new(core::ptr::null_mut()),
+            stack_top: AtomicU64::new(0),
             claim: AtomicU8::new(Claim::Waiting as u8),
             started_at: AtomicU64::new(0),
             barrier_seen: AtomicU64::new(0),

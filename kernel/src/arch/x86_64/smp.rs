@@ -131,9 +131,8 @@ fn place_trampoline(to: *mut u8) -> *mut Parameters {
 }
 
 /// Starts the CPUs with these APIC IDs, one by one, and returns how many came up. Those that do
-/// not are reported and left out.
+/// not are reported and left out; their numbers, stacks and blocks are not used again.
 pub fn start_all(apic_ids: impl Iterator<Item = u32>) -> usize {
-    let parameters = place_trampoline(mm::direct(TRAMPOLINE).cast());
     let mut next = percpu::possible();
     let mut started = 0;
     for apic_id in apic_ids {
@@ -152,44 +151,52 @@ pub fn start_all(apic_ids: impl Iterator<Item = u32>) -> usize {
         block
             .stack_bottom
             .store(stack.bottom() as usize, Ordering::Relaxed);
-        // SAFETY: the page is the trampoline's; no CPU is using it between two starts.
-        unsafe {
-            let gdt_at = TRAMPOLINE + (PARAMETERS + offset_of!(Parameters, gdt)) as u64;
-            parameters.write_volatile(Parameters {
-                gdt_pointer: gdt_at << 16 | (size_of_val(&GDT) - 1) as u64,
-                boot_cr3: &raw const boot_pml4 as u64,
-                efer: if super::has_no_execute() { 1 << 11 } else { 0 },
-                stack_top: stack.leak(),
-                block: block as *const PerCpu as u64,
-                kernel_cr3: mm::paging::root(),
-                gdt: GDT,
-            });
-        }
-        // The number stays taken even when the CPU does not start: stack and block are not reused.
+        block.stack_top.store(stack.leak(), Ordering::Relaxed);
         next += 1;
-        let before = tsc();
-        if start(block) {
-            started += 1;
-            let at = block.started_at.load(Ordering::Acquire);
-            if at < before || at > tsc() {
-                log::warn!(
-                    "WARN the time-stamp counter of CPU {} is off",
-                    block.index()
-                );
-            }
-        } else {
-            log::warn!(
-                "WARN CPU {} (APIC {apic_id:#x}) does not start",
-                block.index()
-            );
-        }
+        started += usize::from(start(block));
     }
     started
 }
 
-/// Starts a CPU, by the sequence of Intel SDM volume 3, 9.4.4. One that does not enter the kernel
+/// Starts a CPU that has its block and stack, for the first time or after it has parked; says
+/// whether it came up. One at a time.
+pub fn start(block: &'static PerCpu) -> bool {
+    let parameters = place_trampoline(mm::direct(TRAMPOLINE).cast());
+    let gdt_at = TRAMPOLINE + (PARAMETERS + offset_of!(Parameters, gdt)) as u64;
+    let values = Parameters {
+        gdt_pointer: gdt_at << 16 | (size_of_val(&GDT) - 1) as u64,
+        boot_cr3: &raw const boot_pml4 as u64,
+        efer: if super::has_no_execute() { 1 << 11 } else { 0 },
+        stack_top: block.stack_top.load(Ordering::Relaxed),
+        block: block as *const PerCpu as u64,
+        kernel_cr3: mm::paging::root(),
+        gdt: GDT,
+    };
+    // SAFETY: the page is the trampoline's; no CPU is using it between two starts.
+    unsafe { parameters.write_volatile(values) };
+    block.claim.store(Claim::Waiting as u8, Ordering::Release);
+    let before = tsc();
+    if !wake(block) {
+        log::warn!(
+            "WARN CPU {} (APIC {:#x}) does not start",
+            block.index(),
+            block.apic_id
+        );
+        return false;
+    }
+    let at = block.started_at.load(Ordering::Acquire);
+    if at < before || at > tsc() {
+        log::warn!(
+            "WARN the time-stamp counter of CPU {} is off",
+            block.index()
+        );
+    }
+    true
+}
+
+/// Brings a CPU from reset to its executor, by the sequence of Intel SDM volume 3, 9.4.4. One that does not enter the kernel
 /// in time is given up and reset, so that it cannot take up its successor's parameters.
-fn start(block: &PerCpu) -> bool {
+fn wake(block: &PerCpu) -> bool {
     let page = (TRAMPOLINE >> 12) as u8;
     let entered = || block.claim.load(Ordering::Acquire) == Claim::Entered as u8;
     apic::send_init(block.apic_id);
@@ -215,7 +222,7 @@ extern "C" fn ap_main(block: &'static PerCpu) -> ! {
     traps::load();
     super::enable_features();
     apic::init();
-    gdt::init(mm::stack::interrupt_stacks());
+    gdt::init();
     crate::task::run(block)
 }
 
@@ -225,7 +232,15 @@ static REQUESTED: AtomicU64 = AtomicU64::new(0);
 /// How long CPUs may take to answer. Emulated CPUs share the host's.
 const BARRIER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A full barrier on every online CPU, which also forgets its cached translations. Task context,
+/// Parks the running CPU for good, or until it is started again. It has no work left. The exchange
+/// is a locked instruction: its stores are visible to who sees it stopped.
+pub fn park(cpu: &PerCpu) -> ! {
+    x86_64::instructions::interrupts::disable();
+    cpu.running.swap(false, Ordering::SeqCst);
+    super::halt_forever()
+}
+
+/// A full barrier on every running CPU, which also forgets its cached translations. Task context,
 /// interrupts on.
 pub fn barrier() -> Result<(), BarrierTimeout> {
     let _initiator = INITIATOR.lock();
@@ -235,13 +250,17 @@ pub fn barrier() -> Result<(), BarrierTimeout> {
     barrier_answer(this);
     let others = || {
         percpu::all()
-            .filter(|cpu| cpu.index() != this.index() && cpu.online.load(Ordering::Acquire))
+            .filter(|cpu| cpu.index() != this.index() && cpu.running.load(Ordering::Acquire))
     };
     for cpu in others() {
         apic::send(cpu.apic_id, traps::BARRIER);
     }
     for cpu in others() {
-        let seen = || cpu.barrier_seen.load(Ordering::Acquire) >= generation;
+        // One that parks meanwhile has gone through more than a barrier.
+        let seen = || {
+            cpu.barrier_seen.load(Ordering::Acquire) >= generation
+                || !cpu.running.load(Ordering::Acquire)
+        };
         if !clock::spin_until(BARRIER_LIMIT, seen) {
             return Err(BarrierTimeout { cpu: cpu.index() });
         }
@@ -263,7 +282,7 @@ pub fn stop_others() {
     let this = percpu::current().index();
     for cpu in percpu::all().filter(|cpu| cpu.index() != this) {
         // The boot CPU runs long before it is online.
-        if cpu.index() == 0 || cpu.online.load(Ordering::Acquire) {
+        if cpu.index() == 0 || cpu.running.load(Ordering::Acquire) {
             apic::send_nmi(cpu.apic_id);
         }
     }

@@ -1,10 +1,12 @@
 //! Commands that show the machine.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::{CommandResult, no_arguments};
 use crate::arch::x86_64::{apic, percpu};
+use crate::cpus as hotplug;
 use crate::mm::{PAGE, frames, heap};
 use crate::time::{clock, timers};
 use crate::{irq, logging, power, task};
@@ -43,7 +45,7 @@ pub(super) fn cpus(args: &[String]) -> CommandResult {
             "cpu{} apic={:#x} {} polls={polls} sleeps={sleeps}",
             cpu.index(),
             cpu.apic_id,
-            if up { "online" } else { "absent" },
+            if up { "online" } else { "offline" },
         );
     }
     let mode = if apic::is_x2apic() { "x2apic" } else { "xapic" };
@@ -52,6 +54,20 @@ pub(super) fn cpus(args: &[String]) -> CommandResult {
         percpu::possible()
     );
     Ok(())
+}
+
+pub(super) async fn cpu(args: Vec<String>) -> CommandResult {
+    let [what, number] = &args[..] else {
+        return Err("wants offline or online, and a CPU".into());
+    };
+    let number = number
+        .parse()
+        .map_err(|_| alloc::format!("{number:?} is no number"))?;
+    match what.as_str() {
+        "offline" => hotplug::offline(number).await,
+        "online" => hotplug::online(number).await,
+        _ => Err(alloc::format!("offline or online, not {what:?}")),
+    }
 }
 
 pub(super) fn mem(args: &[String]) -> CommandResult {
@@ -107,7 +123,7 @@ pub(super) fn tasks(args: &[String]) -> CommandResult {
     no_arguments(args)?;
     let tasks = task::list();
     for task in &tasks {
-        crate::println!("task {} cpu={} {}", task.id, task.cpu, task.name);
+        crate::println!("task {} cpu={} {}", task.id, task.cpu(), task.name);
     }
     crate::println!("tasks: {}", tasks.len());
     Ok(())

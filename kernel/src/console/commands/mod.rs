@@ -72,6 +72,7 @@ static COMMANDS: &[Command] = &[
         "the CPUs and what they have done",
         machine::cpus
     ),
+    command!("cpu", "offline|online N", "parks a CPU, or starts it again", async machine::cpu),
     command!("mem", "", "memory in use", machine::mem),
     command!("irqs", "", "vectors and who owns them", machine::irqs),
     command!("tasks", "", "the tasks", machine::tasks),
