@@ -132,8 +132,8 @@ fn a_lost_interrupt_costs_time_only() {
         works(&channel);
     }
     assert_eq!(channel.counters().errors, 0);
-    // The others interrupt as ever: the channel was armed again.
-    assert!(driven.rig.engine.statistics().interrupts >= 19);
+    // Others interrupt as ever, some of them for two: the channel was armed again.
+    assert!(driven.rig.engine.statistics().interrupts >= 5);
     assert!(driven.driver.to_string().contains("channel 0: running"));
     assert!(!driven.driver.to_string().contains("recoveries=1"));
 }
