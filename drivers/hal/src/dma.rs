@@ -337,11 +337,10 @@ impl DmaSpace {
             ops: self.ops.clone(),
             raw,
         };
-        let reachable = mapping
-            .raw
-            .segments
-            .iter()
-            .all(|&(addr, len)| addr.saturating_add(len as u64 - 1) <= self.limit);
+        let reachable =
+            mapping.raw.segments.iter().all(|&(addr, len)| {
+                addr.saturating_add((len as u64).saturating_sub(1)) <= self.limit
+            });
         if reachable {
             Ok(mapping)
         } else {

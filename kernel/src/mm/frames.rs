@@ -142,7 +142,6 @@ mod tests {
         // SAFETY: the memory is ours.
         unsafe { frames.add(phys, phys + len as u64) };
         test(&mut frames);
-        drop(frames);
         // SAFETY: as allocated.
         unsafe { dealloc(memory, layout) };
     }

@@ -102,6 +102,11 @@ mod tests {
         }
     }
 
+    /// One range, as a list.
+    fn only(range: Range<u64>) -> Vec<Range<u64>> {
+        Vec::from([range])
+    }
+
     fn window(range: Range<u64>, prefetchable: bool) -> Window {
         Window {
             range,
@@ -164,7 +169,7 @@ mod tests {
             place(
                 &bar(0x4000, true, false),
                 &windows,
-                &[0xc000_0000..0xc100_0000]
+                &only(0xc000_0000..0xc100_0000)
             ),
             None
         );
@@ -172,7 +177,7 @@ mod tests {
             place(
                 &bar(1 << 63, true, false),
                 &[window(1..u64::MAX, false)],
-                &[0..u64::MAX]
+                &only(0..u64::MAX)
             ),
             None
         );

@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dmaengine::{dmatest, registry};
+use hal::time::{Duration, poll_until};
 
 use super::{CommandResult, no_arguments};
 use crate::drivers;
@@ -35,8 +36,14 @@ pub(super) async fn test(args: Vec<String>) -> CommandResult {
     }
 }
 
-pub(super) fn audit(args: &[String]) -> CommandResult {
-    no_arguments(args)?;
+/// What is on its way out is no leak: the audit looks again for a while.
+const SETTLE: Duration = Duration::from_millis(500);
+
+pub(super) async fn audit(args: Vec<String>) -> CommandResult {
+    no_arguments(&args)?;
+    let clean = || drivers::audit::now().leaked == 0;
+    // A leak is what is still there then; the line below says so.
+    let _ = poll_until(SETTLE, Duration::from_millis(10), clean).await;
     let audit = drivers::audit::now();
     crate::machine_line!("{audit}");
     match audit.leaked {

@@ -94,7 +94,7 @@ static COMMANDS: &[Command] = &[
         "audit",
         "",
         "what exists against what there is reason for",
-        dma::audit
+        async dma::audit
     ),
     command!("jobs", "", "commands in the background", list_jobs),
     command!("stop", "N", "stops a command in the background", stop),
