@@ -3,13 +3,15 @@
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 
-use dmaengine::registry;
+use dmaengine::{Removal, registry};
 use hal::irq::IrqKind;
 use hal::pci::Address;
+use hal::time::Duration;
 use ioat::Engine;
 use spin::Mutex;
 
 use crate::pci::bus;
+use crate::task;
 
 /// How its interrupts are named.
 const NAME: &str = "ioat";
@@ -27,17 +29,30 @@ pub async fn probe_all() {
 }
 
 async fn probe(address: Address) {
-    let Some(function) = bus::take(address, NAME) else {
-        return;
-    };
-    match ioat::probe(function, registry()).await {
-        Ok(engine) => {
-            let text = engine.to_string();
-            log::info!("{}", text.lines().next().unwrap_or_default());
-            ENGINES.lock().insert(address, engine);
-        }
-        Err(error) => log::error!("{address}: not used: {error}"),
+    if let Err(error) = bind(address).await {
+        log::error!("{address}: not used: {error}");
     }
+}
+
+/// Hands the function at `address` to the driver, where it is free. The error is one line.
+pub async fn bind(address: Address) -> Result<(), String> {
+    if ENGINES.lock().contains_key(&address) {
+        return Err("its driver has it already".into());
+    }
+    let function = bus::take(address, NAME).ok_or("no such function, or a BAR without address")?;
+    let engine =
+        ioat::probe(function, registry()).await.map_err(|error| error.to_string())?;
+    let text = engine.to_string();
+    log::info!("{}", text.lines().next().unwrap_or_default());
+    ENGINES.lock().insert(address, engine);
+    Ok(())
+}
+
+/// Takes the engine at `address` from its driver; what is in flight drains for at most `limit`.
+/// `None` where the driver has no such engine. Runs to its end even when dropped.
+pub async fn unbind(address: Address, limit: Duration) -> Option<Removal> {
+    let engine = ENGINES.lock().remove(&address)?;
+    Some(task::complete("removal", engine.remove(limit)).await)
 }
 
 /// What the driver says of the engine at `address`, where it has taken one.

@@ -10,4 +10,4 @@ mod engines;
 pub mod machine;
 
 #[cfg(target_os = "none")]
-pub use engines::{describe, fences, probe_all, vectors};
+pub use engines::{bind, describe, fences, probe_all, unbind, vectors};

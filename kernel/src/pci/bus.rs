@@ -102,6 +102,10 @@ impl Bus {
     fn scan(&mut self) {
         for (segment, buses) in self.fabric.ranges() {
             for found in scan::segment(&self.fabric, segment, *buses.start(), *buses.end()) {
+                // What is known may be in use: its BARs are not sized again.
+                if self.devices.contains_key(&found.address) {
+                    continue;
+                }
                 let count = match found.header {
                     Header::Endpoint => 6,
                     Header::Bridge => 2,
@@ -262,6 +266,39 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
         interrupts: Interrupts::new(irqs),
         node: None,
     })
+}
+
+/// Forgets the function at `address`, which no driver has any more: it decodes nothing and reaches
+/// nothing until it is found again. Says whether there was one.
+pub fn forget(address: Address) -> bool {
+    let Some(device) = bus().and_then(|mut bus| bus.devices.remove(&address)) else {
+        return false;
+    };
+    let both = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
+    device
+        .found
+        .config
+        .update_command(header::COMMAND_INTX_DISABLE, both);
+    true
+}
+
+/// Looks for functions that are not known yet, and gives them addresses. Returns theirs.
+pub fn rescan() -> Vec<Address> {
+    let Some(mut bus) = bus() else {
+        return Vec::new();
+    };
+    let known: Vec<_> = bus.devices.keys().copied().collect();
+    bus.scan();
+    let new: Vec<_> = bus
+        .devices
+        .keys()
+        .copied()
+        .filter(|at| !known.contains(at))
+        .collect();
+    for &address in &new {
+        bus.assign_one(address);
+    }
+    new
 }
 
 /// More than any engine's registers; larger BARs are for others.

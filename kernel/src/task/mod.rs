@@ -9,11 +9,13 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::future::Future;
+use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use core::task::Poll;
 
 use async_task::{Builder, Runnable, Task};
+use atomic_waker::AtomicWaker;
 use crossbeam_queue::SegQueue;
 use spin::{LazyLock, Mutex};
 use x86_64::instructions::interrupts;
@@ -102,6 +104,27 @@ pub fn spawn<T: Send + 'static>(
     );
     runnable.schedule();
     task
+}
+
+/// Runs `future` in a task of its own and awaits what it gives. Dropping this leaves it running:
+/// for what must not stop halfway.
+pub async fn complete<T: Send + 'static>(
+    name: &str,
+    future: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let shared = Arc::new((Mutex::new(None), AtomicWaker::new()));
+    let given = shared.clone();
+    let task = spawn(name, None, async move {
+        let value = future.await;
+        *given.0.lock() = Some(value);
+        given.1.wake();
+    });
+    task.detach();
+    poll_fn(|cx| {
+        shared.1.register(cx.waker());
+        shared.0.lock().take().map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 /// A boxed future, as `hal` hands them over.
