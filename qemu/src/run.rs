@@ -119,6 +119,8 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         settings,
         start,
         watch: Watch::new(|frame: Frame| source_lines.find(frame)),
+        // Whoever debugs has all the time in the world.
+        limited: settings.commands.is_some() && !for_gdb,
         started: false,
         prompt_seen: false,
         engines: &engines,
@@ -206,6 +208,7 @@ struct Session<'a, S> {
     settings: &'a Settings,
     start: Instant,
     watch: Watch<S>,
+    limited: bool,
     started: bool,
     prompt_seen: bool,
     engines: &'a Mutex<Engines>,
@@ -226,7 +229,7 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
             let _ = tx.send(Event::Started(started));
         });
         let limit = Duration::from_secs(self.settings.timeout_s);
-        let deadline = self.settings.commands.is_some().then(|| self.start + limit);
+        let deadline = self.limited.then(|| self.start + limit);
         let mut panic_deadline = None;
         loop {
             match rx.recv_timeout(TICK) {
@@ -260,10 +263,7 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
                 }
             }
             let now = Instant::now();
-            if self.settings.commands.is_some()
-                && !self.prompt_seen
-                && now >= self.start + PROMPT_LIMIT
-            {
+            if self.limited && !self.prompt_seen && now >= self.start + PROMPT_LIMIT {
                 return Err(Failure::run(format!(
                     "no prompt after {} s: firmware or kernel are stuck",
                     PROMPT_LIMIT.as_secs()
@@ -275,7 +275,7 @@ impl<S: FnMut(Frame) -> Option<String>> Session<'_, S> {
                     self.settings.timeout_s
                 )));
             }
-            if self.settings.commands.is_some() && self.watch.panicked() {
+            if self.limited && self.watch.panicked() {
                 let limit = *panic_deadline.get_or_insert(now + PANIC_GRACE);
                 if now >= limit {
                     return Ok(());

@@ -96,18 +96,25 @@ impl Bench {
     #[track_caller]
     pub fn start(&self, variables: &[(&str, &str)]) -> Machine {
         let quiet = QUIET.read().unwrap_or_else(PoisonError::into_inner);
-        self.start_with(variables, Quiet::Shared(quiet))
+        self.start_with("run", variables, Quiet::Shared(quiet))
+    }
+
+    /// Starts a machine that waits for gdb.
+    #[track_caller]
+    pub fn start_debug(&self, variables: &[(&str, &str)]) -> Machine {
+        let quiet = QUIET.read().unwrap_or_else(PoisonError::into_inner);
+        self.start_with("debug", variables, Quiet::Shared(quiet))
     }
 
     /// Starts a machine while no other one of this test program runs.
     #[track_caller]
     pub fn start_alone(&self, variables: &[(&str, &str)]) -> Machine {
         let quiet = QUIET.write().unwrap_or_else(PoisonError::into_inner);
-        self.start_with(variables, Quiet::Alone(quiet))
+        self.start_with("run", variables, Quiet::Alone(quiet))
     }
 
     #[track_caller]
-    fn start_with(&self, variables: &[(&str, &str)], quiet: Quiet) -> Machine {
+    fn start_with(&self, subcommand: &str, variables: &[(&str, &str)], quiet: Quiet) -> Machine {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "longshore-{}-{}",
@@ -116,7 +123,7 @@ impl Bench {
         );
         let dir = std::env::temp_dir().join(name);
         let mut child = self
-            .launcher("run", variables)
+            .launcher(subcommand, variables)
             .env("RUN_DIR", &dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

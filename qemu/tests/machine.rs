@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use longshore_qemu::console::Frame;
 use longshore_qemu::scenario::{Bench, Ended, PATIENCE, field};
@@ -292,6 +294,99 @@ fn the_console_edits_completes_and_remembers() {
     machine.type_text("poweroff\r");
     let ended = machine.finish(PATIENCE);
     assert_eq!(ended.status, Some(0), "{}", ended.all());
+}
+
+/// Connects to a socket of a machine that is about to make it.
+#[track_caller]
+fn connect(path: &std::path::Path) -> UnixStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                return stream;
+            }
+            Err(error) if Instant::now() > deadline => panic!("{}: {error}", path.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Reads until `wanted` has come.
+#[track_caller]
+fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
+    let (mut text, mut buffer) = (Vec::new(), [0; 1024]);
+    while !String::from_utf8_lossy(&text).contains(wanted) {
+        match stream.read(&mut buffer) {
+            Ok(len @ 1..) => text.extend_from_slice(&buffer[..len]),
+            end => panic!(
+                "{end:?} before {wanted:?} in {:?}",
+                String::from_utf8_lossy(&text)
+            ),
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn console_and_machine_lines_on_sockets() {
+    let machine = bench().start(&[("SERIAL", "socket"), ("IOAT", "1")]);
+    let mut lines = connect(&machine.run_dir().machine());
+    let mut console = connect(&machine.run_dir().serial());
+    // What was said before somebody listened is gone: ask for a prompt until there is one.
+    console
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("longshore> ") {
+        assert!(
+            Instant::now() < deadline,
+            "no prompt: {}",
+            String::from_utf8_lossy(&seen)
+        );
+        console.write_all(b"\r").unwrap();
+        let mut buffer = [0; 1024];
+        let len = console.read(&mut buffer).unwrap_or(0);
+        seen.extend_from_slice(&buffer[..len]);
+    }
+    console.set_read_timeout(Some(PATIENCE)).unwrap();
+    console.write_all(b"audit\r").unwrap();
+    read_until(&mut console, "\r\naudit: chans=4 ");
+    let line = read_until(&mut lines, "leaked=0");
+    assert!(
+        line.starts_with("audit: chans=4 "),
+        "nothing but whole lines: {line:?}"
+    );
+    console.write_all(b"poweroff\r").unwrap();
+    let ended = machine.finish(PATIENCE);
+    assert!(
+        ended.status == Some(0) && ended.console.is_empty(),
+        "{}",
+        ended.all()
+    );
+}
+
+#[test]
+fn debug_waits_for_gdb() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut machine = bench().start_debug(&[("GDB", &port.to_string()), ("IOAT", "0")]);
+    machine.await_error_text(&format!("target remote localhost:{port}"), PATIENCE);
+    let deadline = Instant::now() + PATIENCE;
+    let mut gdb = loop {
+        match std::net::TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // `c` lets it go on: the remote protocol's packet is `$c#63`.
+    gdb.write_all(b"+$c#63").unwrap();
+    machine.await_prompt();
 }
 
 #[test]
