@@ -1,7 +1,9 @@
 //! A channel as the layer keeps it, and the handle by which everybody may look at it.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +44,8 @@ pub(crate) struct Chan {
     /// Set under the submit lock: nothing enters afterwards.
     closed: AtomicBool,
     in_flight: AtomicUsize,
+    /// What a removed device has not finished, for others to do.
+    pub(crate) unfinished: Mutex<Vec<Operation>>,
     /// Operations that have left the ring: tells who waits for room that there may be some.
     left: AtomicU64,
     room: WaitList,
@@ -62,6 +66,7 @@ impl Chan {
             submit: Mutex::new(1),
             closed: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            unfinished: Mutex::default(),
             left: AtomicU64::new(0),
             room: WaitList::default(),
             copies: AtomicU64::new(0),
@@ -116,7 +121,7 @@ impl Chan {
             back: back.clone(),
             signaler: Some(signaler),
         };
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.enter();
         match self.ops.submit(Operation::new(work, completion)) {
             Ok(()) => {
                 *next += 1;
@@ -172,6 +177,25 @@ impl Chan {
             Work::Interrupt => return,
         };
         self.bytes.fetch_add(work.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Takes over an operation whose own channel is gone, or gives it back.
+    pub(crate) fn adopt(
+        self: &Arc<Self>,
+        mut operation: Box<Operation>,
+    ) -> Result<(), Box<Operation>> {
+        let _order = self.submit.lock();
+        if self.is_closed() {
+            return Err(operation);
+        }
+        operation.move_to(self);
+        let submitted = self.ops.submit(*operation);
+        submitted.map_err(|rejected| Box::new(rejected.operation))
+    }
+
+    /// An operation enters the ring.
+    pub(crate) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An operation was refused: it makes no room for others.

@@ -27,6 +27,7 @@ mod channel;
 mod copy;
 mod cpu;
 mod device;
+mod failover;
 mod life;
 mod operation;
 mod provider;

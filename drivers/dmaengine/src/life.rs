@@ -191,13 +191,13 @@ fn settle(chan: &Arc<Chan>) {
                         state.phase = Phase::Stopped;
                         state.removed
                     };
-                    let error = if removed {
-                        FenceError::Gone
-                    } else {
-                        FenceError::Terminated
-                    };
-                    for operation in chan.ops.reclaim() {
-                        operation.complete(Err(error));
+                    let reclaimed = chan.ops.reclaim();
+                    if removed {
+                        chan.unfinished.lock().extend(reclaimed);
+                        continue;
+                    }
+                    for operation in reclaimed {
+                        operation.complete(Err(FenceError::Terminated));
                     }
                 }
             }

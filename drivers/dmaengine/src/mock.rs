@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) eager: bool,
     /// Does not terminate, as hardware that is stuck.
     pub(crate) stuck: bool,
+    /// Ends everything with an error.
+    pub(crate) fail: bool,
     /// Flips a bit of every copy.
     pub(crate) corrupt: bool,
 }
@@ -121,7 +123,13 @@ impl ChannelOps for Mock {
             }
             state.eager
         };
-        while eager && self.finish(Ok(())) {}
+        let fail = self.state.lock().fail;
+        let result = if fail {
+            Err(FenceError::Device(1))
+        } else {
+            Ok(())
+        };
+        while eager && self.finish(result) {}
     }
 
     fn poll(&self) {}

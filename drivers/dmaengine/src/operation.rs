@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use dma_fence::{FenceError, Signaler};
+use dma_fence::{Fence, FenceError, Signaler};
 use spin::Mutex;
 
 use crate::capability::Flags;
@@ -72,6 +72,18 @@ impl Operation {
     pub fn complete(self, result: Result<(), FenceError>) {
         let Self { work, completion } = self;
         completion.finish(work, result);
+    }
+
+    /// An observer of its fence.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        self.completion.signaler.as_ref().and_then(Signaler::fence)
+    }
+
+    /// Leaves its channel, of whose ring it is out, for another. Cookie and fence stay.
+    pub(crate) fn move_to(&mut self, chan: &Arc<Chan>) {
+        chan.enter();
+        let left = core::mem::replace(&mut self.completion.chan, chan.clone());
+        left.leave();
     }
 
     /// Takes back what never entered a ring.

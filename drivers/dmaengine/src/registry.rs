@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use hal::time::{Duration, Instant, poll_until, timeout};
+use hal::time::{Duration, poll_until};
 use spin::{Mutex, Once};
 
 use crate::capability::Capabilities;
@@ -16,12 +16,10 @@ use crate::channel::Channel;
 use crate::device::{DeviceInfo, DmaDevice};
 use crate::life::{self, RequestError};
 use crate::provider::ChannelOps;
-use crate::{copy, cpu};
+use crate::{copy, cpu, failover};
 
 /// How often a removal looks whether the rings have drained.
 const DRAIN_STEP: Duration = Duration::from_millis(1);
-/// How long terminated operations may take to let go, beyond the provider's own limits.
-const TERMINATE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The devices of a machine. Cloning it gives another handle to the same.
 #[derive(Clone)]
@@ -72,10 +70,12 @@ impl fmt::Display for RegisterError {
 pub struct Removal {
     /// Operations that were in flight when it began.
     pub in_flight: usize,
-    /// Those of them that did not drain in time and were terminated.
-    pub terminated: usize,
-    /// Those that not even that brought back; they hold their buffers for good.
-    pub stuck: usize,
+    /// Those of them that another device did instead.
+    pub failed_over: usize,
+    /// Those that the CPU did instead.
+    pub by_cpu: usize,
+    /// Those that ended with an error, or hold their buffers for good.
+    pub lost: usize,
     /// Clients that still hold a channel. They meet [`crate::SubmitReason::Gone`].
     pub holders: usize,
 }
@@ -118,8 +118,8 @@ impl Registry {
     }
 
     /// Removes a device: nothing enters its channels any more, what is in flight drains for at
-    /// most `limit`, the rest is terminated; the channels stop and free their resources, whoever
-    /// holds them still.
+    /// most `limit`; the channels stop and free their resources, whoever holds them still; what
+    /// they have not finished is done by other devices, or by the CPU.
     ///
     /// Removal cannot be refused. Run it in a task of its own: dropping the future leaves the
     /// device closed but running.
@@ -133,32 +133,31 @@ impl Registry {
         }
         let chans = device.chans();
         let in_flight = || chans.iter().map(|chan| chan.in_flight()).sum::<usize>();
-        for chan in chans {
-            chan.close();
-            chan.ops.issue_pending();
-        }
+        chans.iter().for_each(|chan| chan.close());
+        let errors = || chans.iter().map(|chan| chan.counters().errors).sum::<u64>();
+        let before = errors();
         let mut removal = Removal {
             in_flight: in_flight(),
             ..Removal::default()
         };
+        chans.iter().for_each(|chan| chan.ops.issue_pending());
         let drained = || {
             chans.iter().for_each(|chan| chan.ops.poll());
             in_flight() == 0
         };
-        if poll_until(limit, DRAIN_STEP, drained).await.is_err() {
-            removal.terminated = in_flight();
-            let fences: Vec<_> = chans.iter().map(|chan| chan.ops.terminate_all()).collect();
-            let deadline = Instant::now() + TERMINATE_LIMIT;
-            for fence in fences {
-                // What does not let go is stopped below, and counted.
-                let _ = timeout(deadline - Instant::now(), fence.wait()).await;
-            }
-        }
+        // What does not drain in time is taken from the device and done elsewhere.
+        let _ = poll_until(limit, DRAIN_STEP, drained).await;
+        let mut unfinished = Vec::new();
         for chan in chans {
             life::remove(chan).await;
+            unfinished.append(&mut chan.unfinished.lock());
+            unfinished.extend(chan.ops.reclaim());
             removal.holders += chan.life.clients();
         }
-        removal.stuck = in_flight();
+        let outcome = failover::run(self, unfinished).await;
+        removal.failed_over = outcome.failed_over;
+        removal.by_cpu = outcome.by_cpu;
+        removal.lost = outcome.lost + in_flight() + (errors() - before) as usize;
         removal
     }
 
@@ -273,7 +272,9 @@ mod tests {
     const SOON: Duration = Duration::from_millis(20);
 
     fn copy(channel: &Channel) -> crate::Submitted<crate::Memcpy> {
-        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let mut src = Memory::new(64).unwrap();
+        src.fill(7);
+        let src = Source::new(Arc::new(src), 0..64).unwrap();
         let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
         let descriptor = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
         channel.submit(descriptor).unwrap()
@@ -346,7 +347,10 @@ mod tests {
         let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
         let submitted = copy(&channel);
         let removal = block_on(registry.unregister(&device, SOON));
-        assert_eq!((removal.terminated, removal.stuck), (0, 0));
+        assert_eq!(
+            (removal.in_flight, removal.failed_over, removal.lost),
+            (1, 0, 0)
+        );
         assert_eq!(removal.holders, 1, "the client still has its handle");
         assert_eq!(block_on(submitted.finish()).result, Ok(()));
         assert!(channel.is_gone());
@@ -363,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_terminates_what_does_not_drain() {
+    fn what_does_not_drain_is_done_by_the_cpu() {
         let registry = Registry::new();
         let mock = Mock::new(4);
         let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
@@ -373,29 +377,86 @@ mod tests {
         let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
         let late = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
         let removal = block_on(registry.unregister(&device, SOON));
-        assert_eq!(
-            (removal.in_flight, removal.terminated, removal.stuck),
-            (1, 1, 0)
-        );
+        let expected = Removal {
+            in_flight: 1,
+            by_cpu: 1,
+            holders: 1,
+            ..Removal::default()
+        };
+        assert_eq!(removal, expected);
         let finished = block_on(submitted.finish());
-        assert_eq!(finished.result, Err(FenceError::Terminated));
-        assert!(finished.buffers.is_some());
+        assert_eq!(finished.result, Ok(()));
+        assert!(
+            finished
+                .buffers
+                .unwrap()
+                .0
+                .into_memory()
+                .iter()
+                .all(|&byte| byte == 7)
+        );
+        assert_eq!(registry.cpu().counters().copies, 1);
         let error = channel.submit(late).unwrap_err();
         assert_eq!(error.reason, SubmitReason::Gone);
         assert!(error.descriptor.into_buffers().is_some());
     }
 
     #[test]
-    fn a_removal_takes_back_what_a_stuck_device_holds() {
+    fn what_does_not_drain_is_done_in_order_by_another_device() {
         let registry = Registry::new();
-        let mock = Mock::new(4);
-        mock.state.lock().stuck = true;
-        let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let stuck = Mock::new(8);
+        stuck.state.lock().stuck = true;
+        let device = registry.register(mock::info(), vec![stuck]).unwrap();
         let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let other = Mock::eager(1);
+        registry
+            .register(mock::info(), vec![other.clone()])
+            .unwrap();
+        let submitted: Vec<_> = (0..5).map(|_| copy(&channel)).collect();
+        channel.issue_pending();
+        let removal = block_on(registry.unregister(&device, SOON));
+        let expected = Removal {
+            in_flight: 5,
+            failed_over: 5,
+            holders: 1,
+            ..Removal::default()
+        };
+        assert_eq!(removal, expected);
+        for submitted in submitted {
+            let finished = block_on(submitted.finish());
+            assert_eq!(finished.result, Ok(()));
+            assert!(
+                finished
+                    .buffers
+                    .unwrap()
+                    .0
+                    .into_memory()
+                    .iter()
+                    .all(|&byte| byte == 7)
+            );
+        }
+        assert_eq!(registry.channel("dma1chan0").unwrap().counters().copies, 5);
+        assert_eq!(other.state.lock().stops, 1, "let go again");
+    }
+
+    #[test]
+    fn an_operation_that_no_device_can_do_right_is_counted_as_lost() {
+        let registry = Registry::new();
+        let device = registry.register(mock::info(), vec![Mock::new(4)]).unwrap();
+        let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let failing = Mock::eager(1);
+        failing.state.lock().fail = true;
+        registry.register(mock::info(), vec![failing]).unwrap();
         let submitted = copy(&channel);
         let removal = block_on(registry.unregister(&device, SOON));
-        assert_eq!((removal.terminated, removal.stuck), (1, 0));
-        assert_eq!(block_on(submitted.finish()).result, Err(FenceError::Gone));
+        assert_eq!(
+            (removal.failed_over, removal.by_cpu, removal.lost),
+            (0, 0, 1)
+        );
+        assert_eq!(
+            block_on(submitted.finish()).result,
+            Err(FenceError::Device(1))
+        );
     }
 
     #[test]

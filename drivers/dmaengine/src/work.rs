@@ -44,6 +44,15 @@ impl Work {
         self.len() == 0
     }
 
+    /// What a device must be capable of.
+    pub fn capability(&self) -> Capabilities {
+        match self {
+            Self::Memcpy { .. } => Capabilities::MEMCPY,
+            Self::Memset { .. } => Capabilities::MEMSET,
+            Self::Interrupt => Capabilities::INTERRUPT,
+        }
+    }
+
     /// Does the work with the CPU.
     pub fn run_by_cpu(&mut self) {
         match self {

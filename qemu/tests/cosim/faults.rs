@@ -201,7 +201,7 @@ fn an_engine_that_cannot_be_stopped_is_cut_off_from_memory() {
     assert_eq!(error.reason, dmaengine::SubmitReason::Gone);
     drop((channel, other));
     let removal = driven.remove();
-    assert_eq!(removal.stuck, 0);
+    assert_eq!(removal.lost, 0);
 }
 
 #[test]

@@ -134,10 +134,9 @@ fn a_removal_drains_and_leaves_nothing() {
     channel.issue_pending();
     let registry = driven.rig.registry.clone();
     let removal = driven.remove();
-    assert_eq!(
-        (removal.terminated, removal.stuck, removal.holders),
-        (0, 0, 1)
-    );
+    assert!(removal.in_flight <= 16, "{removal:?}");
+    let redone = removal.failed_over + removal.by_cpu;
+    assert_eq!((redone, removal.lost, removal.holders), (0, 0, 1));
     batch.into_iter().for_each(check);
     let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
     let error = channel.prep_memset(dst, 0, Flags::empty()).unwrap_err();
@@ -169,11 +168,9 @@ fn a_removal_ends_a_hang_by_its_deadline() {
     let start = hal::time::Instant::now();
     let removal = driven.remove();
     assert!(start.elapsed() < Duration::from_secs(3));
-    assert_eq!((removal.terminated, removal.stuck), (1, 0));
-    assert_eq!(
-        block_on(submitted.finish()).result,
-        Err(FenceError::Terminated)
-    );
+    assert_eq!((removal.in_flight, removal.by_cpu, removal.lost), (1, 1, 0));
+    // The CPU has done what the engine did not.
+    check(submitted);
 }
 
 #[test]
