@@ -18,11 +18,19 @@ const NAME: &str = "ioat";
 
 static ENGINES: Mutex<BTreeMap<Address, Engine>> = Mutex::new(BTreeMap::new());
 
+/// Whether there is a driver for the function at `address`.
+pub fn knows(address: Address) -> bool {
+    let device = bus::devices()
+        .into_iter()
+        .find(|device| device.found.address == address);
+    device.is_some_and(|device| ioat::matches(&device.found.identity).is_some())
+}
+
 /// Hands every function that the driver knows to the driver. An engine that it does not take is
 /// reported.
 pub async fn probe_all() {
     for device in bus::devices() {
-        if ioat::matches(&device.found.identity).is_some() {
+        if knows(device.found.address) {
             probe(device.found.address).await;
         }
     }
@@ -35,13 +43,14 @@ async fn probe(address: Address) {
 }
 
 /// Hands the function at `address` to the driver, where it is free. The error is one line.
-pub async fn bind(address: Address) -> Result<(), String> {
+pub(super) async fn bind(address: Address) -> Result<(), String> {
     if ENGINES.lock().contains_key(&address) {
         return Err("its driver has it already".into());
     }
     let function = bus::take(address, NAME).ok_or("no such function, or a BAR without address")?;
-    let engine =
-        ioat::probe(function, registry()).await.map_err(|error| error.to_string())?;
+    let engine = ioat::probe(function, registry())
+        .await
+        .map_err(|error| error.to_string())?;
     let text = engine.to_string();
     log::info!("{}", text.lines().next().unwrap_or_default());
     ENGINES.lock().insert(address, engine);
@@ -50,7 +59,7 @@ pub async fn bind(address: Address) -> Result<(), String> {
 
 /// Takes the engine at `address` from its driver; what is in flight drains for at most `limit`.
 /// `None` where the driver has no such engine. Runs to its end even when dropped.
-pub async fn unbind(address: Address, limit: Duration) -> Option<Removal> {
+pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal> {
     let engine = ENGINES.lock().remove(&address)?;
     Some(task::complete("removal", engine.remove(limit)).await)
 }

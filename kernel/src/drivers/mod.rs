@@ -8,6 +8,8 @@ pub mod dma;
 mod engines;
 #[cfg(target_os = "none")]
 pub mod machine;
+#[cfg(target_os = "none")]
+pub mod removal;
 
 #[cfg(target_os = "none")]
-pub use engines::{bind, describe, fences, probe_all, unbind, vectors};
+pub use engines::{describe, fences, knows, probe_all, vectors};

@@ -83,6 +83,9 @@ static COMMANDS: &[Command] = &[
         pci::lspci
     ),
     command!("slots", "", "PCI Express slots and their state", pci::slots),
+    command!("pci", "remove BB:DD.F|rescan", "takes a function away; finds them", async pci::pci),
+    command!("unbind", "BB:DD.F", "takes an engine from its driver", async pci::unbind),
+    command!("bind", "BB:DD.F DRIVER", "gives it back", async pci::bind),
     command!(
         "dma",
         "",

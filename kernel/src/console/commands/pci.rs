@@ -1,17 +1,20 @@
 //! Commands that show PCI.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use hal::pci::Address;
+
 use super::{CommandResult, no_arguments};
-use crate::drivers;
+use crate::drivers::{self, removal};
 use crate::pci::{assign, bus, names, slots as pci_slots};
 
 pub(super) fn lspci(args: &[String]) -> CommandResult {
     let verbose = match args {
         [] => false,
         [flag] if flag == "-v" => true,
-        [word, ..] => return Err(alloc::format!("takes -v alone, not {word:?}")),
+        [word, ..] => return Err(format!("takes -v alone, not {word:?}")),
     };
     let devices = bus::devices();
     for device in &devices {
@@ -67,18 +70,12 @@ fn details(device: &bus::Device) {
     }
     let list = |ids: Vec<String>| ids.join(" ");
     let caps = found.config.capabilities();
-    let caps = list(
-        caps.map(|(at, id)| alloc::format!("{id:02x}@{at:02x}"))
-            .collect(),
-    );
+    let caps = list(caps.map(|(at, id)| format!("{id:02x}@{at:02x}")).collect());
     if !caps.is_empty() {
         crate::println!("        capabilities {caps}");
     }
     let caps = found.config.extended_capabilities();
-    let caps = list(
-        caps.map(|(at, id)| alloc::format!("{id:04x}@{at:03x}"))
-            .collect(),
-    );
+    let caps = list(caps.map(|(at, id)| format!("{id:04x}@{at:03x}")).collect());
     if !caps.is_empty() {
         crate::println!("        extended capabilities {caps}");
     }
@@ -96,4 +93,68 @@ pub(super) fn slots(args: &[String]) -> CommandResult {
     }
     crate::println!("slots: {}", slots.len());
     Ok(())
+}
+
+/// Reads `BB:DD.F`, with `SSSS:` before it for other segments than 0.
+fn address(text: &str) -> Result<Address, String> {
+    let wrong = || format!("{text:?} is no address: BB:DD.F, as lspci prints");
+    let hex = |digits: &str, max: u16| {
+        u16::from_str_radix(digits, 16)
+            .ok()
+            .filter(|&number| number <= max)
+            .ok_or_else(wrong)
+    };
+    let (place, function) = text.rsplit_once('.').ok_or_else(wrong)?;
+    let (buses, device) = place.rsplit_once(':').ok_or_else(wrong)?;
+    let (segment, bus) = buses.split_once(':').unwrap_or(("0", buses));
+    Ok(Address {
+        segment: hex(segment, u16::MAX)?,
+        bus: hex(bus, 0xff)? as u8,
+        device: hex(device, 31)? as u8,
+        function: hex(function, 7)? as u8,
+    })
+}
+
+pub(super) async fn pci(args: Vec<String>) -> CommandResult {
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["remove", at] => {
+            let at = address(at)?;
+            if drivers::describe(at).is_some() {
+                removal::unbind(at).await?;
+            }
+            if bus::forget(at) {
+                Ok(())
+            } else {
+                Err(format!("no function {at}"))
+            }
+        }
+        ["rescan"] => {
+            let new = bus::rescan();
+            crate::println!("pci: found={}", new.len());
+            for at in new.into_iter().filter(|&at| drivers::knows(at)) {
+                removal::bind(at)
+                    .await
+                    .map_err(|error| format!("{at}: {error}"))?;
+            }
+            Ok(())
+        }
+        _ => Err("wants remove BB:DD.F, or rescan".into()),
+    }
+}
+
+pub(super) async fn unbind(args: Vec<String>) -> CommandResult {
+    let [at] = &args[..] else {
+        return Err("wants BB:DD.F".into());
+    };
+    removal::unbind(address(at)?).await
+}
+
+pub(super) async fn bind(args: Vec<String>) -> CommandResult {
+    let [at, driver] = &args[..] else {
+        return Err("wants BB:DD.F and a driver".into());
+    };
+    if driver != "ioat" {
+        return Err(format!("no driver {driver:?}"));
+    }
+    removal::bind(address(at)?).await
 }

@@ -1,0 +1,69 @@
+//! Engines leave and come back, told a line a step on the port for machine-read lines.
+
+use alloc::string::String;
+
+use dmaengine::Removal;
+use hal::pci::Address;
+use hal::time::{Duration, Instant};
+
+use super::engines;
+
+/// What is in flight may take so long to finish on the engine that is removed. What has not then
+/// is done elsewhere.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A step of a removal, or of an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Draining,
+    Detached,
+    Live,
+}
+
+/// `hot: BB:DD.F STATE t=US refs=N inflight=N failed_over=N cpu=N lost=N`.
+fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
+    let state = match step {
+        Step::Draining => "draining",
+        Step::Detached => "detached",
+        Step::Live => "live",
+    };
+    let Removal {
+        in_flight,
+        failed_over,
+        by_cpu,
+        lost,
+        holders,
+    } = removal;
+    crate::machine_line!(
+        "hot: {address} {state} t={} refs={holders} inflight={in_flight} \
+         failed_over={failed_over} cpu={by_cpu} lost={lost}",
+        since.elapsed().as_micros()
+    );
+}
+
+/// Takes the engine at `address` from its driver, whoever uses it. The error is one line.
+pub async fn unbind(address: Address) -> Result<(), String> {
+    let since = Instant::now();
+    if engines::describe(address).is_none() {
+        return Err(alloc::format!("no driver has {address}"));
+    }
+    tell(address, Step::Draining, since, &Removal::default());
+    match engines::unbind(address, DRAIN_LIMIT).await {
+        Some(removal) => {
+            tell(address, Step::Detached, since, &removal);
+            match removal.lost {
+                0 => Ok(()),
+                lost => Err(alloc::format!("{lost} operations lost")),
+            }
+        }
+        None => Err(alloc::format!("somebody else removes {address}")),
+    }
+}
+
+/// Hands the function at `address` to its driver. The error is one line.
+pub async fn bind(address: Address) -> Result<(), String> {
+    let since = Instant::now();
+    engines::bind(address).await?;
+    tell(address, Step::Live, since, &Removal::default());
+    Ok(())
+}
