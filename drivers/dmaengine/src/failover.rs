@@ -11,7 +11,9 @@ use alloc::vec::Vec;
 
 use hal::time::{Duration, timeout};
 
+use crate::capability::Capabilities;
 use crate::chan::Chan;
+use crate::device::DeviceInfo;
 use crate::life::Hold;
 use crate::operation::Operation;
 use crate::registry::Registry;
@@ -63,9 +65,16 @@ async fn elsewhere(
     mut operation: Box<Operation>,
 ) -> Result<(), Box<Operation>> {
     let capability = operation.work().capability();
+    let len = operation.work().len();
     let fits = |chan: &Arc<Chan>| {
-        chan.info.capabilities.contains(capability)
-            && operation.work().len() <= chan.info.max_transfer
+        let DeviceInfo {
+            capabilities,
+            max_transfer,
+            ..
+        } = *chan.info;
+        capabilities.contains(capability)
+            && !capabilities.contains(Capabilities::PRIVATE)
+            && len <= max_transfer
     };
     if let Some(hold) = other.take_if(|hold| fits(&hold.chan)) {
         match hand_over(&hold.chan, operation) {
@@ -77,8 +86,7 @@ async fn elsewhere(
         }
     }
     for chan in registry.channels() {
-        let info = chan.info();
-        if !info.capabilities.contains(capability) || operation.work().len() > info.max_transfer {
+        if !fits(&chan.inner) {
             continue;
         }
         let Ok(hold) = Hold::take(&chan.inner, false).await else {
@@ -99,4 +107,32 @@ fn hand_over(chan: &Arc<Chan>, operation: Box<Operation>) -> Result<(), Box<Oper
     chan.adopt(operation)?;
     chan.ops.issue_pending();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Flags;
+    use crate::mock::{self, Mock};
+    use hal::dma::{Destination, Memory, Source};
+    use hal::host::block_on;
+    use std::vec;
+
+    #[test]
+    fn private_channels_take_over_nothing() {
+        let registry = Registry::new();
+        let device = registry.register(mock::info(), vec![Mock::new(4)]).unwrap();
+        let mut info = mock::info();
+        info.capabilities |= Capabilities::PRIVATE;
+        let private = registry.register(info, vec![Mock::eager(4)]).unwrap();
+        let channel = block_on(device.channels().next().unwrap().request()).unwrap();
+        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let descriptor = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
+        let submitted = channel.submit(descriptor).unwrap();
+        let removal = block_on(registry.unregister(&device, Duration::from_millis(5)));
+        assert_eq!((removal.failed_over, removal.by_cpu), (0, 1));
+        assert_eq!(block_on(submitted.finish()).result, Ok(()));
+        assert_eq!(private.channels().next().unwrap().counters().copies, 0);
+    }
 }

@@ -168,7 +168,11 @@ fn choose(registry: &Registry, params: &Params, out: &Output) -> Result<Vec<DmaC
         return Ok(Vec::from([chan]));
     }
     let mut chans = registry.channels();
-    chans.retain(|chan| chan.info().capabilities.contains(capability));
+    // Private channels are had by name only.
+    chans.retain(|chan| {
+        let capabilities = chan.info().capabilities;
+        capabilities.contains(capability) && !capabilities.contains(Capabilities::PRIVATE)
+    });
     if params.max_channels > 0 {
         chans.truncate(params.max_channels);
     }
@@ -353,6 +357,20 @@ mod tests {
         let chan = registry.channel("dma0chan0").unwrap();
         assert_eq!((chan.clients(), chan.is_running()), (0, false));
         assert_eq!(chan.counters().copies, 80);
+    }
+
+    #[test]
+    fn private_channels_are_tested_by_name_only() {
+        let registry = with(&Mock::eager(8));
+        let mut info = mock::info();
+        info.capabilities |= Capabilities::PRIVATE;
+        registry.register(info, vec![Mock::eager(8)]).unwrap();
+        let (result, lines) = run_line(&registry, "iterations=5");
+        assert_eq!(result.unwrap().threads, 1);
+        assert!(lines[1].contains(" dma0chan0-copy0: "), "{lines:?}");
+        let (result, lines) = run_line(&registry, "iterations=5 channel=dma1chan0");
+        assert_eq!(result.unwrap().tests, 5);
+        assert!(lines[1].contains(" dma1chan0-copy0: "), "{lines:?}");
     }
 
     #[test]
