@@ -1,37 +1,105 @@
-//! The I/OAT engines that were found.
+//! The engines that were found, and which driver has each: `ioat`, or `edu` for the test device
+//! of QEMU.
 
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
+use core::fmt;
 
-use dmaengine::{Removal, registry};
+use dmaengine::{DmaDevice, Removal, registry};
 use hal::irq::IrqKind;
-use hal::pci::Address;
+use hal::pci::{Address, Identity};
 use hal::time::Duration;
-use ioat::Engine;
 use spin::Mutex;
 
 use crate::pci::bus;
 use crate::task;
 
-/// How its interrupts are named.
-const NAME: &str = "ioat";
+/// The drivers, in the order in which they number their devices.
+const DRIVERS: [Driver; 2] = [Driver::Ioat, Driver::Edu];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    Ioat,
+    Edu,
+}
+
+impl Driver {
+    fn of(identity: &Identity) -> Option<Self> {
+        DRIVERS.into_iter().find(|driver| match driver {
+            Self::Ioat => ioat::matches(identity).is_some(),
+            Self::Edu => edu::matches(identity).is_some(),
+        })
+    }
+
+    /// How its interrupts are named.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ioat => "ioat",
+            Self::Edu => "edu",
+        }
+    }
+}
+
+/// A device in its driver's hands.
+enum Engine {
+    Ioat(ioat::Engine),
+    Edu(edu::Device),
+}
+
+impl Engine {
+    fn device(&self) -> &DmaDevice {
+        match self {
+            Self::Ioat(engine) => engine.device(),
+            Self::Edu(device) => device.device(),
+        }
+    }
+
+    fn interrupt(&self) -> Option<IrqKind> {
+        match self {
+            Self::Ioat(engine) => engine.interrupt(),
+            Self::Edu(device) => device.interrupt(),
+        }
+    }
+
+    async fn remove(self, limit: Duration) -> Removal {
+        match self {
+            Self::Ioat(engine) => engine.remove(limit).await,
+            Self::Edu(device) => device.remove(limit).await,
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ioat(engine) => engine.fmt(f),
+            Self::Edu(device) => device.fmt(f),
+        }
+    }
+}
 
 static ENGINES: Mutex<BTreeMap<Address, Engine>> = Mutex::new(BTreeMap::new());
 
-/// Whether there is a driver for the function at `address`.
-pub fn knows(address: Address) -> bool {
-    let device = bus::devices()
-        .into_iter()
-        .find(|device| device.found.address == address);
-    device.is_some_and(|device| ioat::matches(&device.found.identity).is_some())
+fn driver_at(address: Address) -> Option<Driver> {
+    let devices = bus::devices();
+    let device = devices
+        .iter()
+        .find(|device| device.found.address == address)?;
+    Driver::of(&device.found.identity)
 }
 
-/// Hands every function that the driver knows to the driver. An engine that it does not take is
-/// reported.
+/// Whether there is a driver for the function at `address`.
+pub fn knows(address: Address) -> bool {
+    driver_at(address).is_some()
+}
+
+/// Hands every function that a driver knows to it. One that it does not take is reported.
 pub async fn probe_all() {
-    for device in bus::devices() {
-        if knows(device.found.address) {
-            probe(device.found.address).await;
+    for driver in DRIVERS {
+        for device in bus::devices() {
+            if Driver::of(&device.found.identity) == Some(driver) {
+                probe(device.found.address).await;
+            }
         }
     }
 }
@@ -42,15 +110,24 @@ async fn probe(address: Address) {
     }
 }
 
-/// Hands the function at `address` to the driver, where it is free. The error is one line.
+/// Hands the function at `address` to its driver, where it is free. The error is one line.
 pub(super) async fn bind(address: Address) -> Result<(), String> {
     if ENGINES.lock().contains_key(&address) {
         return Err("its driver has it already".into());
     }
-    let function = bus::take(address, NAME).ok_or("no such function, or a BAR without address")?;
-    let engine = ioat::probe(function, registry())
-        .await
-        .map_err(|error| error.to_string())?;
+    let driver = driver_at(address).ok_or("no driver for it")?;
+    let function =
+        bus::take(address, driver.name()).ok_or("no such function, or a BAR without address")?;
+    let engine = match driver {
+        Driver::Ioat => ioat::probe(function, registry())
+            .await
+            .map(Engine::Ioat)
+            .map_err(|error| error.to_string())?,
+        Driver::Edu => edu::probe(function, registry())
+            .await
+            .map(Engine::Edu)
+            .map_err(|error| error.to_string())?,
+    };
     let text = engine.to_string();
     log::info!("{}", text.lines().next().unwrap_or_default());
     ENGINES.lock().insert(address, engine);
