@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use ioat_model::Statistics;
 use log::{LevelFilter, Log, Metadata, Record};
@@ -30,8 +31,11 @@ pub(crate) fn start_log(level: LevelFilter) {
     }
 }
 
-/// Writes `statistics` to `path` as one JSON object. The file is whole at every moment.
+/// Writes `statistics` to `path` as one JSON object. The file is whole at every moment, also where
+/// the client's leaving and a signal are reported at once: the new file has one writer at a time.
 pub(crate) fn write_statistics(statistics: &Statistics, path: &Path) -> io::Result<()> {
+    static WRITER: Mutex<()> = Mutex::new(());
+    let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
     let object: serde_json::Map<String, serde_json::Value> = statistics
         .iter()
         .map(|(name, value)| (name.to_string(), value.into()))
