@@ -1,0 +1,88 @@
+//! Engines taken away by software while they copy, and given back: nothing is lost, nothing is
+//! left behind, and what the channel still had to do is done.
+
+#![forbid(unsafe_code)]
+
+use longshore_qemu::scenario::{Bench, Ended, field};
+
+fn bench() -> Bench {
+    Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
+}
+
+/// The `hot:` line of `address` in `state`, in the output of `command`.
+#[track_caller]
+fn hot(ended: &Ended, command: &str, address: &str, state: &str) -> String {
+    let start = format!("hot: {address} {state} ");
+    let lines = ended.output_of(command);
+    let found = lines.iter().find(|line| line.starts_with(&start));
+    found
+        .unwrap_or_else(|| panic!("no {start:?} in {lines:#?}\n{}", ended.all()))
+        .to_string()
+}
+
+#[track_caller]
+fn audited(ended: &Ended) {
+    let lines = ended.output_of("audit");
+    let line = lines.iter().find(|line| line.starts_with("audit: "));
+    let line = line.unwrap_or_else(|| panic!("no audit\n{}", ended.all()));
+    for name in ["rings", "iova", "leaked"] {
+        assert_eq!(field(line, name), Some("0"), "{line:?}\n{}", ended.all());
+    }
+}
+
+/// The case in which Linux panics: the engine goes while a client copies on its channel.
+#[test]
+fn an_engine_in_use_leaves_and_comes_back() {
+    for (irq, cpus) in [("msi", "1"), ("msix", "4"), ("intx", "4"), ("msi", "16")] {
+        let commands = "dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &; \
+                        dmatest channel=dma1chan0 iterations=50; \
+                        unbind 01:00.0; \
+                        dmatest channel=dma1chan1 iterations=50; \
+                        bind 01:00.0 ioat; \
+                        dmatest channel=dma0chan0 iterations=50; \
+                        audit";
+        let ended = bench().run(commands, &[("IRQ", irq), ("CPUS", cpus)]);
+        ended.expect_success();
+        let line = hot(&ended, "unbind 01:00.0", "01:00.0", "detached");
+        assert_eq!(field(&line, "lost"), Some("0"), "{irq} {cpus}: {line}");
+        hot(&ended, "bind 01:00.0 ioat", "01:00.0", "live");
+        audited(&ended);
+    }
+}
+
+#[test]
+fn functions_go_and_are_found_again() {
+    let commands = "pci remove 01:00.0; pci remove 02:00.0; dma; dmatest iterations=20; \
+                    pci rescan; dmatest iterations=20; audit";
+    let ended = bench().run(commands, &[]);
+    ended.expect_success();
+    assert!(
+        ended
+            .output_of("dma")
+            .iter()
+            .any(|line| *line == "dma: devices=0"),
+        "{}",
+        ended.all()
+    );
+    assert!(
+        ended
+            .output_of("pci rescan")
+            .iter()
+            .any(|line| *line == "pci: found=2")
+    );
+    audited(&ended);
+}
+
+#[test]
+fn what_cannot_be_removed_is_one_line() {
+    let commands = "pci remove 77:00.0; pci remove nonsense; pci; unbind 00:00.0; unbind; \
+                    bind 01:00.0 ioat; bind 01:00.0 other; bind 00:1f.0 ioat; audit";
+    let ended = bench().run(commands, &[]);
+    let errors = ended
+        .all()
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .count();
+    assert_eq!(errors, 8, "{}", ended.all());
+    audited(&ended);
+}
