@@ -33,6 +33,7 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
         by_cpu,
         lost,
         holders,
+        ..
     } = removal;
     crate::machine_line!(
         "hot: {address} {state} t={} refs={holders} inflight={in_flight} \
