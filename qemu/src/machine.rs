@@ -104,6 +104,9 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         let device = engine_device(engine, &run_dir.engine_socket(engine));
         add(&["-device", &device.to_string()]);
     }
+    for device in 0..settings.edu {
+        add(&["-device", &format!("edu,id=edu{device}")]);
+    }
     if for_gdb {
         add(&[
             "-S",
@@ -160,6 +163,16 @@ mod tests {
         }
         assert!(!line.contains("port3") && !line.contains("ioat2"));
         assert!(!line.contains("-gdb") && !line.contains("serial.sock"));
+    }
+
+    #[test]
+    fn educational_devices_stand_on_the_root_bus() {
+        assert!(!line(&Settings::default()).contains("edu"));
+        let two = line(&Settings {
+            edu: 2,
+            ..Settings::default()
+        });
+        assert!(two.contains("-device edu,id=edu0 -device edu,id=edu1"));
     }
 
     #[test]

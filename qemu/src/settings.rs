@@ -58,6 +58,8 @@ pub struct Settings {
     pub engines: u32,
     /// `CHANNELS` of each engine
     pub channels: u32,
+    /// `EDU`: QEMU's educational devices, on the root bus
+    pub edu: u32,
     /// `CBVER`
     pub cbver: String,
     /// `IRQ`
@@ -95,6 +97,7 @@ impl Default for Settings {
             mem_mib: 512,
             engines: 2,
             channels: 4,
+            edu: 0,
             cbver: "3.2".into(),
             irq: Irq::Msi,
             accel: Accel::Tcg,
@@ -128,9 +131,6 @@ impl Settings {
         vars.later("NUMA", "1", |value| {
             value.parse().is_ok_and(|n: u32| (2..=64).contains(&n))
         })?;
-        vars.later("EDU", "0", |value| {
-            value.parse().is_ok_and(|n: u32| (1..=16).contains(&n))
-        })?;
         vars.later("PASSTHROUGH", "", is_pci_address)?;
         let settings = Self {
             cpus: vars.number("CPUS", default.cpus, 1, 255)?,
@@ -139,6 +139,7 @@ impl Settings {
                 .map_or(Ok(default.mem_mib), |value| memory(&value))?,
             engines: vars.number("IOAT", default.engines, 0, 16)?,
             channels: vars.number("CHANNELS", default.channels, 1, 8)?,
+            edu: vars.number("EDU", default.edu, 0, 16)?,
             cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
             irq: match vars.one_of("IRQ", &["msi", "msix", "intx"])? {
                 "msix" => Irq::Msix,
@@ -371,7 +372,7 @@ mod tests {
             ("APPEND", "loglevel=debug"),
             ("IOMMU", "off"),
             ("NUMA", "1"),
-            ("EDU", "0"),
+            ("EDU", "1"),
             ("FIRMWARE", "direct"),
         ])
         .unwrap();
@@ -381,6 +382,7 @@ mod tests {
         );
         assert_eq!((settings.cbver.as_str(), settings.irq), ("3.4", Irq::Intx));
         assert_eq!((settings.accel, settings.verbose), (Accel::Kvm, true));
+        assert_eq!(settings.edu, 1);
         assert_eq!(
             settings.command_line(),
             "run=\"version; cpus\" loglevel=debug"
@@ -416,7 +418,7 @@ mod tests {
             ("FIRMWARE", "openfirmware"),
             ("NUMA", "2"),
             ("NUMA", "x"),
-            ("EDU", "1"),
+            ("EDU", "17"),
             ("PASSTHROUGH", "00:04.0"),
             ("PASSTHROUGH", "all"),
             ("CMD", "echo \"x\""),
