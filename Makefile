@@ -76,7 +76,10 @@ check: toolchain
 	@qemu/check-crates.sh
 
 doc: toolchain
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --quiet --no-deps --document-private-items --workspace \
+	    --exclude longshore --exclude longshore-boot --features hal/host
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --quiet --no-deps --document-private-items \
+	    -p longshore --target $(BARE)
 
 clean:
 	cargo clean

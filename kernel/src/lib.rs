@@ -1,6 +1,6 @@
 //! Longshore: a small kernel whose DMA engines can be pulled out while they work.
 //!
-//! The image in `boot/` calls [`start`] with what its loader told. Whatever touches the machine
+//! The image in `boot/` calls [`start()`] with what its loader told. Whatever touches the machine
 //! lives in [`arch`] and is compiled for the bare target alone; the rest is plain logic that the
 //! host tests as well.
 //!
