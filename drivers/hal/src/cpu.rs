@@ -14,8 +14,11 @@ use core::fmt;
 
 use crate::machine;
 
-/// How many CPU-local counters a machine offers.
-pub const COUNTERS: usize = 128;
+/// How many CPU-local counters a machine offers: every `u8` names one, so that a counter named by
+/// a byte needs no bounds check.
+pub const COUNTERS: usize = 256;
+/// The last so many of them are the kernel's own; those below are for drivers.
+pub const KERNEL_COUNTERS: usize = 8;
 
 unsafe extern "Rust" {
     safe fn longshore_hal_cpu_current() -> usize;
