@@ -2,19 +2,20 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dma_fence::{Fence, FenceError, next_context};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use crate::device::DeviceInfo;
 use crate::life::Life;
 use crate::operation::{Back, Completion, Cookie, Operation};
 use crate::provider::{ChannelOps, SubmitReason};
+use crate::public::Public;
 use crate::submitted::Submitted;
 use crate::wait::WaitList;
 use crate::work::{Descriptor, Kind, Work};
@@ -37,6 +38,8 @@ pub(crate) struct Chan {
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) ops: Arc<dyn ChannelOps>,
     pub(crate) life: Life,
+    /// Where it is found, if its device is not private.
+    pub(crate) public: Once<Weak<Public>>,
     /// Of the fences of this channel's operations.
     context: u64,
     /// The next cookie. Its lock orders submissions, so that cookies follow the ring.
@@ -62,6 +65,7 @@ impl Chan {
             info,
             ops,
             life: Life::default(),
+            public: Once::new(),
             context: next_context(),
             submit: Mutex::new(1),
             closed: AtomicBool::new(false),

@@ -17,7 +17,8 @@ use crate::work::{Descriptor, Interrupt, Kind, Memcpy, Memset, Work};
 /// A running channel, held by a client. Dropping it gives the channel up; operations under way
 /// complete, or are terminated when the channel stops.
 pub struct Channel {
-    hold: Hold,
+    /// None for a public channel, whose finder holds it by other means.
+    hold: Option<Hold>,
     handle: DmaChan,
 }
 
@@ -97,13 +98,17 @@ impl DmaChan {
 
     async fn take(&self, exclusive: bool) -> Result<Channel, RequestError> {
         Ok(Channel {
-            hold: Hold::take(&self.inner, exclusive).await?,
+            hold: Some(Hold::take(&self.inner, exclusive).await?),
             handle: self.clone(),
         })
     }
 }
 
 impl Channel {
+    pub(crate) fn unheld(handle: DmaChan) -> Self {
+        Self { hold: None, handle }
+    }
+
     /// Prepares a copy of all of `src` to `dst`.
     pub fn prep_memcpy(
         &self,
@@ -203,11 +208,13 @@ impl Channel {
     /// Gives the channel up and, where no other client holds it, waits until it has stopped and
     /// its ring is freed.
     pub async fn release(self) {
-        self.hold.release().await;
+        if let Some(hold) = self.hold {
+            hold.release().await;
+        }
     }
 
     fn chan(&self) -> &alloc::sync::Arc<Chan> {
-        &self.hold.chan
+        &self.handle.inner
     }
 
     fn descriptor<K: Kind>(&self, work: Work, flags: Flags) -> Descriptor<K> {

@@ -12,6 +12,7 @@ use spin::Mutex;
 
 use crate::chan::Chan;
 use crate::provider::StartError;
+use crate::public;
 use crate::wait::WaitList;
 
 /// Why a channel could not be had.
@@ -93,6 +94,17 @@ impl Hold {
     /// Takes a reference and waits until the channel runs. An exclusive one keeps out other
     /// exclusive ones, and new shared ones.
     pub(crate) async fn take(chan: &Arc<Chan>, exclusive: bool) -> Result<Self, RequestError> {
+        let hold = Self::join(chan, exclusive)?;
+        if exclusive {
+            public::changed(chan);
+            public::reserve(chan).await?;
+        }
+        started(chan).await?;
+        Ok(hold)
+    }
+
+    /// Takes a reference; the channel is on its way to run.
+    pub(crate) fn join(chan: &Arc<Chan>, exclusive: bool) -> Result<Self, RequestError> {
         {
             let mut state = chan.life.state.lock();
             if state.removed {
@@ -109,17 +121,6 @@ impl Hold {
             exclusive,
         };
         settle(chan);
-        let started = || {
-            let state = chan.life.state.lock();
-            match &state.phase {
-                _ if state.removed => Some(Err(RequestError::Gone)),
-                _ if state.settling => None,
-                Phase::Running => Some(Ok(())),
-                Phase::Failed(error) => Some(Err(RequestError::Start(error.clone()))),
-                Phase::Stopped => None,
-            }
-        };
-        chan.life.changed.until(started).await?;
         Ok(hold)
     }
 
@@ -141,7 +142,26 @@ impl Drop for Hold {
             }
         }
         settle(&self.chan);
+        if self.exclusive {
+            public::changed(&self.chan);
+        }
     }
+}
+
+/// Waits until the channel runs, as its clients want it.
+pub(crate) async fn started(chan: &Arc<Chan>) -> Result<(), RequestError> {
+    let started = || {
+        let state = chan.life.state.lock();
+        match &state.phase {
+            _ if state.removed => Some(Err(RequestError::Gone)),
+            _ if state.settling => None,
+            Phase::Running => Some(Ok(())),
+            Phase::Failed(error) => Some(Err(RequestError::Start(error.clone()))),
+            // The caller has let go of it meanwhile, or somebody will start it.
+            Phase::Stopped => (state.clients == 0).then_some(Err(RequestError::NoChannel)),
+        }
+    };
+    chan.life.changed.until(started).await
 }
 
 /// Ends the channel's life: it stops, whoever still holds it, and never starts again.

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use hal::time::{Duration, poll_until};
+use hal::time::{Duration, Instant, poll_until};
 use spin::{Mutex, Once};
 
 use crate::capability::Capabilities;
@@ -16,15 +16,22 @@ use crate::channel::Channel;
 use crate::device::{DeviceInfo, DmaDevice};
 use crate::life::{self, RequestError};
 use crate::provider::ChannelOps;
+use crate::public::{Public, Tables, Withdrawn};
 use crate::{copy, cpu, failover};
 
 /// How often a removal looks whether the rings have drained.
 const DRAIN_STEP: Duration = Duration::from_millis(1);
 
+/// How long who waited for the last operations has to put its reference.
+const LAST_PUT: Duration = Duration::from_millis(20);
+
 /// The devices of a machine. Cloning it gives another handle to the same.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
+    /// Those of `public`, nearer to a find.
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) public: Arc<Public>,
 }
 
 struct Inner {
@@ -65,6 +72,19 @@ impl fmt::Display for RegisterError {
     }
 }
 
+/// A device was not unloaded: clients need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// How many clients do.
+    pub clients: usize,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the device is in use by {} clients", self.clients)
+    }
+}
+
 /// How a removal went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
@@ -76,6 +96,10 @@ pub struct Removal {
     pub by_cpu: usize,
     /// Those that ended with an error, or hold their buffers for good.
     pub lost: usize,
+    /// References to its public channels that outlived the removal.
+    pub leaked: usize,
+    /// What it took until all references were put, or were not waited for any more.
+    pub drained: Duration,
     /// Clients that still hold a channel. They meet [`crate::SubmitReason::Gone`].
     pub holders: usize,
 }
@@ -83,7 +107,10 @@ pub struct Removal {
 impl Registry {
     /// A registry without devices.
     pub fn new() -> Self {
+        let tables = Arc::new(Tables::new());
         Self {
+            public: Public::new(tables.clone()),
+            tables,
             inner: Arc::new(Inner {
                 devices: Mutex::default(),
                 cpu: Arc::new(cpu::channel()),
@@ -114,16 +141,38 @@ impl Registry {
             .collect();
         let device = DmaDevice::new(number, info, chans);
         devices.insert(number, device.clone());
+        self.public.add(&device);
         Ok(device)
     }
 
-    /// Removes a device: nothing enters its channels any more, what is in flight drains for at
-    /// most `limit`; the channels stop and free their resources, whoever holds them still; what
+    /// Unregisters a device that nobody needs: no client is interested in public channels, if it
+    /// has such, and none holds one of its channels. As [`Registry::unregister`] for a driver that
+    /// is asked to leave.
+    pub async fn unload(&self, device: &DmaDevice, limit: Duration) -> Result<Removal, InUse> {
+        let withdrawn = self.public.withdraw_idle(device);
+        let withdrawn = withdrawn.map_err(|clients| InUse { clients })?;
+        Ok(self.remove(device, withdrawn, limit).await)
+    }
+
+    /// Removes a device: its public channels are not found any more, and for half of `limit` who
+    /// has found one may put it. Then nothing enters its channels, and what is in flight drains
+    /// for the rest of `limit`; the channels stop and free their resources, whoever holds them still; what
     /// they have not finished is done by other devices, or by the CPU.
     ///
     /// Removal cannot be refused. Run it in a task of its own: dropping the future leaves the
     /// device closed but running.
     pub async fn unregister(&self, device: &DmaDevice, limit: Duration) -> Removal {
+        let withdrawn = self.public.withdraw(device);
+        self.remove(device, withdrawn, limit).await
+    }
+
+    async fn remove(
+        &self,
+        device: &DmaDevice,
+        mut withdrawn: Withdrawn,
+        limit: Duration,
+    ) -> Removal {
+        let deadline = Instant::now() + limit;
         {
             let mut devices = self.inner.devices.lock();
             let number = device.number();
@@ -132,32 +181,38 @@ impl Registry {
             }
         }
         let chans = device.chans();
+        let poll = || chans.iter().for_each(|chan| chan.ops.poll());
+        let drained = withdrawn.drain(limit / 2, poll).await;
         let in_flight = || chans.iter().map(|chan| chan.in_flight()).sum::<usize>();
         chans.iter().for_each(|chan| chan.close());
         let errors = || chans.iter().map(|chan| chan.counters().errors).sum::<u64>();
         let before = errors();
         let mut removal = Removal {
             in_flight: in_flight(),
+            drained: drained.took,
             ..Removal::default()
         };
         chans.iter().for_each(|chan| chan.ops.issue_pending());
         let drained = || {
-            chans.iter().for_each(|chan| chan.ops.poll());
+            poll();
             in_flight() == 0
         };
         // What does not drain in time is taken from the device and done elsewhere.
-        let _ = poll_until(limit, DRAIN_STEP, drained).await;
+        let _ = poll_until(deadline - Instant::now(), DRAIN_STEP, drained).await;
         let mut unfinished = Vec::new();
         for chan in chans {
             life::remove(chan).await;
             unfinished.append(&mut chan.unfinished.lock());
             unfinished.extend(chan.ops.reclaim());
-            removal.holders += chan.life.clients();
         }
+        // Now that the channels have stopped for good, letting go stops nothing.
+        withdrawn.holds.clear();
+        removal.holders = chans.iter().map(|chan| chan.life.clients()).sum();
         let outcome = failover::run(self, unfinished).await;
         removal.failed_over = outcome.failed_over;
         removal.by_cpu = outcome.by_cpu;
         removal.lost = outcome.lost + in_flight() + (errors() - before) as usize;
+        removal.leaked = withdrawn.drain(LAST_PUT, || {}).await.leaked;
         removal
     }
 

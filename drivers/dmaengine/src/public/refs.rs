@@ -1,0 +1,129 @@
+//! References to public channels: found, duplicated and put without a lock.
+//!
+//! A reference is one count in the finder's CPU-local counter of the channel's slot. Finding one
+//! loads the slot from this CPU's table, counts, and looks at the table again: where it has
+//! changed, the count is taken back and the search starts over. So once a channel has left all
+//! tables and every CPU has gone through a barrier, no new reference can appear and every one that
+//! exists is counted ([`super::drain`]). The channel is looked up only when the reference is used,
+//! after the second look: the slot may have passed to another channel between the two.
+//!
+//! Task context. Between the first look and the second a task neither waits nor moves; an
+//! interrupt may come between, and may find and put references itself; a non-maskable one not.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::sync::atomic::Ordering;
+
+use hal::cpu;
+
+use super::Transaction;
+use super::slot::{self, Number};
+use super::table::Tables;
+use crate::chan::DmaChan;
+use crate::channel::Channel;
+use crate::life::RequestError;
+
+/// A reference to a public channel. While it exists, a removal of the channel's device waits for
+/// it, up to its deadline. It may be sent and dropped anywhere.
+#[must_use = "dropping it puts the reference"]
+pub struct ChanRef {
+    slot: Number,
+}
+
+/// The channel is being withdrawn: its references are not duplicated any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draining;
+
+impl fmt::Display for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the channel is being removed")
+    }
+}
+
+/// Finds the running CPU's channel for `transaction`. A search in vain counts in the dummy slot,
+/// which nobody sums: so there is one way through.
+#[inline(always)]
+pub(crate) fn find(tables: &Tables, transaction: Transaction) -> Option<ChanRef> {
+    let entry = tables.entry(cpu::current(), transaction);
+    loop {
+        // Sequentially consistent loads are plain ones on x86; a machine whose counters are
+        // sequentially consistent, as the host's, needs no barrier then.
+        let slot = entry.load(Ordering::SeqCst);
+        cpu::local_add(usize::from(slot), 1);
+        if entry.load(Ordering::SeqCst) == slot {
+            return Number::new(slot).map(|slot| ChanRef { slot });
+        }
+        cpu::local_add(usize::from(slot), -1);
+    }
+}
+
+impl ChanRef {
+    /// Another reference to the same channel. Fails once the channel is being withdrawn: counts
+    /// must fall then.
+    #[inline]
+    pub fn dup(&self) -> Result<Self, Draining> {
+        // Counted before the state is looked at: a drain that does not see the count has marked
+        // the slot before, and is seen here.
+        let other = Self { slot: self.slot };
+        cpu::local_add(usize::from(self.slot.get()), 1);
+        if slot::is_live(self.slot) {
+            Ok(other)
+        } else {
+            // Puts what was counted.
+            drop(other);
+            Err(Draining)
+        }
+    }
+
+    /// The channel, to use it. Fails where it was withdrawn in spite of this reference.
+    pub fn open(&self) -> Result<Opened<'_>, RequestError> {
+        let inner = slot::chan(self.slot).ok_or(RequestError::Gone)?;
+        Ok(Opened {
+            channel: Channel::unheld(DmaChan { inner }),
+            reference: PhantomData,
+        })
+    }
+
+    /// Log2 of the alignment in bytes that addresses and lengths need.
+    pub fn copy_align(&self) -> u8 {
+        slot::alignment(self.slot)
+    }
+}
+
+impl Drop for ChanRef {
+    #[inline(always)]
+    fn drop(&mut self) {
+        cpu::local_add(usize::from(self.slot.get()), -1);
+    }
+}
+
+impl fmt::Debug for ChanRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match slot::chan(self.slot) {
+            Some(chan) => write!(f, "ChanRef({})", chan.name),
+            None => f.write_str("ChanRef(gone)"),
+        }
+    }
+}
+
+/// A public channel in use: what it derefs to prepares, submits, issues and polls. Operations
+/// under way may outlive it.
+pub struct Opened<'a> {
+    channel: Channel,
+    reference: PhantomData<&'a ChanRef>,
+}
+
+impl Deref for Opened<'_> {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+impl fmt::Debug for Opened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.channel.fmt(f)
+    }
+}
