@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Failure};
+use crate::qemu;
 use crate::tally::Counter;
 
 /// What is run, in this order: name, arguments of cargo.
@@ -56,6 +57,8 @@ const PHASES: [(&str, &[&str]); 4] = [
 
 /// Runs all phases; true when nothing failed and no more than `allowed_skips` tests were skipped.
 pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
+    // Fetched once where it is missing: what that says belongs to no test.
+    qemu::find(root, std::env::var("QEMU").ok().as_deref())?;
     let mut counter = Counter::default();
     for (name, args) in PHASES {
         say(&format!("== {name}: cargo {}\n", args.join(" ")))?;

@@ -65,7 +65,9 @@ impl Fence {
     /// kernel's allocator can keep a ledger of fences that this crate does not write.
     pub fn block() -> Layout {
         let counts = Layout::new::<[usize; 2]>();
-        counts.extend(Layout::new::<Inner>()).map_or(counts, |(block, _)| block.pad_to_align())
+        counts
+            .extend(Layout::new::<Inner>())
+            .map_or(counts, |(block, _)| block.pad_to_align())
     }
 
     /// A pending fence numbered `context:seqno`. For those who number their fences themselves;
