@@ -93,6 +93,11 @@ pub fn knows(address: Address) -> bool {
     driver_at(address).is_some()
 }
 
+/// The driver for the function at `address`, by its name.
+pub fn name(address: Address) -> Option<&'static str> {
+    driver_at(address).map(Driver::name)
+}
+
 /// Hands every function that a driver knows to it. One that it does not take is reported.
 pub async fn probe_all() {
     for driver in DRIVERS {

@@ -153,8 +153,9 @@ pub(super) async fn bind(args: Vec<String>) -> CommandResult {
     let [at, driver] = &args[..] else {
         return Err("wants BB:DD.F and a driver".into());
     };
-    if driver != "ioat" {
-        return Err(format!("no driver {driver:?}"));
+    let at = address(at)?;
+    if drivers::name(at) != Some(driver.as_str()) {
+        return Err(format!("no driver {driver:?} for {at}"));
     }
-    removal::bind(address(at)?).await
+    removal::bind(at).await
 }
