@@ -7,13 +7,19 @@
 //! fn longshore_hal_cpu_current() -> usize;
 //! fn longshore_hal_cpu_possible() -> usize;
 //! fn longshore_hal_local_add(counter: usize, delta: isize);
+//! fn longshore_hal_local_inc(counter: usize);
+//! fn longshore_hal_local_dec(counter: usize);
 //! fn longshore_hal_local_sum(counter: usize) -> isize;
 //! ```
+//!
+//! The first must be below the second, and that at most [`MAX_CPUS`].
 
 use core::fmt;
 
 use crate::machine;
 
+/// CPUs that there may be at most.
+pub const MAX_CPUS: usize = 256;
 /// How many CPU-local counters a machine offers: every `u8` names one, so that a counter named by
 /// a byte needs no bounds check.
 pub const COUNTERS: usize = 256;
@@ -24,13 +30,19 @@ unsafe extern "Rust" {
     safe fn longshore_hal_cpu_current() -> usize;
     safe fn longshore_hal_cpu_possible() -> usize;
     safe fn longshore_hal_local_add(counter: usize, delta: isize);
+    safe fn longshore_hal_local_inc(counter: usize);
+    safe fn longshore_hal_local_dec(counter: usize);
     safe fn longshore_hal_local_sum(counter: usize) -> isize;
 }
 
 /// The CPU that runs the caller. A task may be elsewhere after its next await.
 #[inline(always)]
 pub fn current() -> usize {
-    longshore_hal_cpu_current()
+    let cpu = longshore_hal_cpu_current();
+    // SAFETY: the machine keeps to the limit, as the module's documentation asks of it. Said here,
+    // it saves who indexes by CPU a comparison on hot paths.
+    unsafe { core::hint::assert_unchecked(cpu < MAX_CPUS) };
+    cpu
 }
 
 /// One more than the highest CPU number there will ever be.
@@ -49,6 +61,18 @@ pub fn is_online(cpu: usize) -> bool {
 #[inline(always)]
 pub fn local_add(counter: usize, delta: isize) {
     longshore_hal_local_add(counter, delta);
+}
+
+/// Adds one to this CPU's counter, as [`local_add`] does, in a shorter instruction.
+#[inline(always)]
+pub fn local_inc(counter: usize) {
+    longshore_hal_local_inc(counter);
+}
+
+/// Takes one from this CPU's counter, as [`local_add`] does, in a shorter instruction.
+#[inline(always)]
+pub fn local_dec(counter: usize) {
+    longshore_hal_local_dec(counter);
 }
 
 /// The sum of counter `counter` over all possible CPUs. Each CPU's share is read at a different

@@ -266,6 +266,16 @@ fn longshore_hal_local_add(counter: usize, delta: isize) {
 }
 
 #[unsafe(no_mangle)]
+fn longshore_hal_local_inc(counter: usize) {
+    longshore_hal_local_add(counter, 1);
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_dec(counter: usize) {
+    longshore_hal_local_add(counter, -1);
+}
+
+#[unsafe(no_mangle)]
 fn longshore_hal_local_sum(counter: usize) -> isize {
     COUNTER
         .iter()

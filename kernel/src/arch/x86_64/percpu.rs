@@ -208,6 +208,26 @@ fn longshore_hal_local_add(counter: usize, delta: isize) {
 }
 
 #[unsafe(no_mangle)]
+fn longshore_hal_local_inc(counter: usize) {
+    assert!(counter < COUNTERS);
+    // SAFETY: as in `longshore_hal_local_add`.
+    unsafe {
+        asm!("inc qword ptr gs:[{counter} * 8 + {base}]", counter = in(reg) counter,
+            base = const offset_of!(PerCpu, counters), options(nostack));
+    }
+}
+
+#[unsafe(no_mangle)]
+fn longshore_hal_local_dec(counter: usize) {
+    assert!(counter < COUNTERS);
+    // SAFETY: as in `longshore_hal_local_add`.
+    unsafe {
+        asm!("dec qword ptr gs:[{counter} * 8 + {base}]", counter = in(reg) counter,
+            base = const offset_of!(PerCpu, counters), options(nostack));
+    }
+}
+
+#[unsafe(no_mangle)]
 fn longshore_hal_local_sum(counter: usize) -> isize {
     all()
         .map(|cpu| cpu.counters.0[counter].load(Ordering::Relaxed))
