@@ -79,6 +79,12 @@ impl Life {
         matches!(self.state.lock().phase, Phase::Running)
     }
 
+    /// Whether it runs and is not about to stop.
+    pub(crate) fn is_ready(&self) -> bool {
+        let state = self.state.lock();
+        matches!(state.phase, Phase::Running) && !state.settling
+    }
+
     pub(crate) fn is_exclusive(&self) -> bool {
         self.state.lock().exclusive
     }

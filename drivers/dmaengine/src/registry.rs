@@ -30,7 +30,7 @@ const LAST_PUT: Duration = Duration::from_millis(20);
 pub struct Registry {
     inner: Arc<Inner>,
     /// Those of `public`, nearer to a find.
-    pub(crate) tables: Arc<Tables>,
+    pub(crate) tables: Tables,
     pub(crate) public: Arc<Public>,
 }
 
@@ -107,7 +107,7 @@ pub struct Removal {
 impl Registry {
     /// A registry without devices.
     pub fn new() -> Self {
-        let tables = Arc::new(Tables::new());
+        let tables = Tables::new();
         Self {
             public: Public::new(tables.clone()),
             tables,

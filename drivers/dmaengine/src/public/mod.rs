@@ -23,7 +23,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
-use hal::cpu;
+use hal::cpu::{self, MAX_CPUS};
 use hal::time::Duration;
 use spin::Mutex;
 
@@ -38,7 +38,7 @@ pub use interest::Interest;
 pub use refs::{ChanRef, Draining, Opened};
 use slot::Number;
 pub(crate) use table::Tables;
-use table::{CPUS, Candidate, Cpu};
+use table::{Candidate, Cpu};
 
 /// How long who requests a public channel for itself waits for those who have found it.
 const RESERVE_LIMIT: Duration = Duration::from_millis(200);
@@ -97,7 +97,7 @@ impl fmt::Display for Transaction {
 
 /// The public channels of a registry.
 pub(crate) struct Public {
-    tables: Arc<Tables>,
+    tables: Tables,
     state: Mutex<State>,
 }
 
@@ -123,7 +123,7 @@ struct Member {
 impl Member {
     fn is_usable(&self) -> bool {
         let life = &self.chan.life;
-        !self.holds.is_empty() && !life.is_exclusive() && life.is_running()
+        !self.holds.is_empty() && !life.is_exclusive() && life.is_ready()
     }
 }
 
@@ -151,7 +151,7 @@ impl State {
             // hal tells no CPU's node.
             node: None,
         };
-        let cpus: Vec<_> = (0..cpu::possible().min(CPUS)).map(cpu).collect();
+        let cpus: Vec<_> = (0..cpu::possible().min(MAX_CPUS)).map(cpu).collect();
         tables.publish(&cpus, &candidates);
         self.rebuilds += 1;
     }
@@ -173,7 +173,7 @@ impl Withdrawn {
 }
 
 impl Public {
-    pub(crate) fn new(tables: Arc<Tables>) -> Arc<Self> {
+    pub(crate) fn new(tables: Tables) -> Arc<Self> {
         Arc::new(Self {
             tables,
             state: Mutex::default(),

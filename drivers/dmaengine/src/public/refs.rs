@@ -50,11 +50,11 @@ pub(crate) fn find(tables: &Tables, transaction: Transaction) -> Option<ChanRef>
         // Sequentially consistent loads are plain ones on x86; a machine whose counters are
         // sequentially consistent, as the host's, needs no barrier then.
         let slot = entry.load(Ordering::SeqCst);
-        cpu::local_add(usize::from(slot), 1);
+        cpu::local_inc(usize::from(slot));
         if entry.load(Ordering::SeqCst) == slot {
             return Number::new(slot).map(|slot| ChanRef { slot });
         }
-        cpu::local_add(usize::from(slot), -1);
+        cpu::local_dec(usize::from(slot));
     }
 }
 
@@ -66,7 +66,7 @@ impl ChanRef {
         // Counted before the state is looked at: a drain that does not see the count has marked
         // the slot before, and is seen here.
         let other = Self { slot: self.slot };
-        cpu::local_add(usize::from(self.slot.get()), 1);
+        cpu::local_inc(usize::from(self.slot.get()));
         if slot::is_live(self.slot) {
             Ok(other)
         } else {
@@ -94,7 +94,7 @@ impl ChanRef {
 impl Drop for ChanRef {
     #[inline(always)]
     fn drop(&mut self) {
-        cpu::local_add(usize::from(self.slot.get()), -1);
+        cpu::local_dec(usize::from(self.slot.get()));
     }
 }
 

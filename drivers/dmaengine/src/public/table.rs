@@ -3,31 +3,31 @@
 //! Each CPU's table is one cache line that only a rebuild writes, so that finding a channel
 //! touches nothing that another CPU's finding writes.
 
-use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
+
+use hal::cpu::MAX_CPUS;
 
 use super::Transaction;
 use super::slot::Number;
 use crate::capability::Capabilities;
-
-/// CPUs that have tables of their own. A CPU beyond would share one, which is correct but slow.
-pub(crate) const CPUS: usize = 256;
 
 /// One CPU's table: for each transaction a slot, 0 for none. 64 bytes is the cache line of every
 /// x86-64 CPU.
 #[repr(align(64))]
 struct Line([AtomicU8; Transaction::ALL.len()]);
 
-/// The tables of all CPUs.
+/// The tables of all CPUs. Cloning it gives another handle to the same.
+#[derive(Clone)]
 pub(crate) struct Tables {
-    lines: Box<[Line; CPUS]>,
+    lines: Arc<[Line; MAX_CPUS]>,
 }
 
 impl Tables {
     pub(crate) fn new() -> Self {
         let line = || Line([const { AtomicU8::new(0) }; Transaction::ALL.len()]);
-        let lines: Box<[Line]> = (0..CPUS).map(|_| line()).collect();
+        let lines: Arc<[Line]> = (0..MAX_CPUS).map(|_| line()).collect();
         match lines.try_into() {
             Ok(lines) => Self { lines },
             Err(_) => unreachable!("as many lines as were collected"),
@@ -36,7 +36,7 @@ impl Tables {
 
     #[inline(always)]
     pub(crate) fn entry(&self, cpu: usize, transaction: Transaction) -> &AtomicU8 {
-        &self.lines[cpu % CPUS].0[transaction as usize]
+        &self.lines[cpu].0[transaction as usize]
     }
 
     /// The slot that `cpu` uses, if any.
@@ -133,7 +133,7 @@ mod tests {
         let line =
             |cpu, transaction| core::ptr::from_ref(tables.entry(cpu, transaction)).addr() / 64;
         let mut seen = std::collections::HashSet::new();
-        for cpu in 0..CPUS {
+        for cpu in 0..MAX_CPUS {
             let own = line(cpu, Transaction::Memcpy);
             assert!(
                 Transaction::ALL
