@@ -1,12 +1,14 @@
 //! Parking CPUs and starting them again.
 //!
-//! A CPU that is parked takes no work: its tasks, timers and interrupts move to others, then it
-//! halts with interrupts off. It starts again from reset. What it counted stays counted.
+//! A CPU that is parked takes no work: its tasks, timers and interrupts move to others and it leaves
+//! the tables of channels; then it halts with interrupts off. It starts again from reset. What it
+//! counted stays counted.
 
 use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use dmaengine::registry;
 use hal::time::{Duration, poll_until};
 
 use crate::arch::x86_64::{apic, percpu, smp, traps};
@@ -51,6 +53,7 @@ pub async fn offline(number: usize) -> Result<(), String> {
         return Err(format!("CPU {number} is not online"));
     }
     let moved = irq::move_away(number);
+    registry().rebalance();
     apic::send(cpu.apic_id, traps::WAKE);
     let parked = poll_until(LIMIT, STEP, || !cpu.running.load(Ordering::Acquire)).await;
     irq::look_again(&moved);
@@ -65,9 +68,9 @@ pub async fn online(number: usize) -> Result<(), String> {
     if cpu.running.load(Ordering::Acquire) {
         return Err(format!("CPU {number} is running"));
     }
-    if smp::start(cpu) {
-        Ok(())
-    } else {
-        Err(format!("CPU {number} does not start"))
+    if !smp::start(cpu) {
+        return Err(format!("CPU {number} does not start"));
     }
+    registry().rebalance();
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! lines for machines, apart from the log. A test that panics ends the machine, which the reader
 //! sees by the plan that is not fulfilled.
 
+mod channels;
 mod cpus;
 mod hotplug;
 mod memory;
@@ -60,6 +61,7 @@ static SUITES: &[&Suite] = &[
     &cpus::SUITE,
     &services::SUITE,
     &hotplug::SUITE,
+    &channels::SUITE,
 ];
 
 /// The names of all suites.

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dmaengine::{dmatest, registry};
+use dmaengine::{Transaction, dmatest, registry};
 use hal::time::{Duration, poll_until};
 
 use super::{CommandResult, no_arguments};
@@ -20,8 +20,28 @@ pub(super) fn dma(args: &[String]) -> CommandResult {
         }
     }
     crate::println!("{}", registry().cpu());
+    tables();
     crate::println!("dma: devices={}", registry().devices().len());
     Ok(())
+}
+
+/// The per-CPU table of public channels, a row a CPU, while somebody is interested in them.
+fn tables() {
+    crate::println!(
+        "table: interest={} rebuilds={}",
+        registry().interest(),
+        registry().rebuilds()
+    );
+    for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+        let entries = Transaction::ALL.into_iter().filter_map(|transaction| {
+            let chan = registry().table_entry(cpu, transaction)?;
+            Some(format!(" {transaction}={}", chan.name()))
+        });
+        let entries: String = entries.collect();
+        if !entries.is_empty() {
+            crate::println!("table: cpu{cpu}{entries}");
+        }
+    }
 }
 
 pub(super) async fn test(args: Vec<String>) -> CommandResult {
