@@ -11,6 +11,8 @@
 //!
 //! `LONGSHORE_DRAIN=full` explores the full size: 35 million states, two minutes, 2 GiB.
 
+#![forbid(unsafe_code)]
+
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 

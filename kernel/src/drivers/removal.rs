@@ -33,12 +33,14 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
         by_cpu,
         lost,
         holders,
+        leaked,
         ..
     } = removal;
     crate::machine_line!(
-        "hot: {address} {state} t={} refs={holders} inflight={in_flight} \
+        "hot: {address} {state} t={} refs={} inflight={in_flight} \
          failed_over={failed_over} cpu={by_cpu} lost={lost}",
-        since.elapsed().as_micros()
+        since.elapsed().as_micros(),
+        holders + leaked
     );
 }
 
