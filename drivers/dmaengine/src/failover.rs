@@ -65,16 +65,18 @@ async fn elsewhere(
     mut operation: Box<Operation>,
 ) -> Result<(), Box<Operation>> {
     let capability = operation.work().capability();
-    let len = operation.work().len();
+    let (len, places) = (operation.work().len(), operation.work().places());
     let fits = |chan: &Arc<Chan>| {
         let DeviceInfo {
             capabilities,
             max_transfer,
+            copy_align,
             ..
         } = *chan.info;
         capabilities.contains(capability)
             && !capabilities.contains(Capabilities::PRIVATE)
             && len <= max_transfer
+            && places & ((1 << copy_align) - 1) == 0
     };
     if let Some(hold) = other.take_if(|hold| fits(&hold.chan)) {
         match hand_over(&hold.chan, operation) {

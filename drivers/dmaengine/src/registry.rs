@@ -495,6 +495,25 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_needs_more_alignment_is_passed_over() {
+        let registry = Registry::new();
+        let device = registry.register(mock::info(), vec![Mock::new(4)]).unwrap();
+        let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        let coarse = DeviceInfo {
+            copy_align: 7,
+            ..mock::info()
+        };
+        registry.register(coarse, vec![Mock::eager(1)]).unwrap();
+        let submitted = copy(&channel);
+        let removal = block_on(registry.unregister(&device, SOON));
+        assert_eq!(
+            (removal.failed_over, removal.by_cpu, removal.lost),
+            (0, 1, 0)
+        );
+        assert_eq!(block_on(submitted.finish()).result, Ok(()));
+    }
+
+    #[test]
     fn an_operation_that_no_device_can_do_right_is_counted_as_lost() {
         let registry = Registry::new();
         let device = registry.register(mock::info(), vec![Mock::new(4)]).unwrap();

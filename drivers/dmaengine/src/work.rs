@@ -53,6 +53,15 @@ impl Work {
         }
     }
 
+    /// All bits that its addresses and its length have set: their common alignment.
+    pub(crate) fn places(&self) -> u64 {
+        match self {
+            Self::Memcpy { dst, src } => dst.phys() | src.phys() | dst.len() as u64,
+            Self::Memset { dst, .. } => dst.phys() | dst.len() as u64,
+            Self::Interrupt => 0,
+        }
+    }
+
     /// Does the work with the CPU.
     pub fn run_by_cpu(&mut self) {
         match self {

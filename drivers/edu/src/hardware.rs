@@ -181,8 +181,9 @@ impl Hardware {
         self.set_bus_master(true);
     }
 
+    /// One whose registers read all ones may reach memory still: it is cut off all the same.
     pub(crate) fn set_bus_master(&self, on: bool) {
-        if self.is_gone() {
+        if (on && self.is_gone()) || !self.config.is_present() {
             return;
         }
         let bit = header::COMMAND_BUS_MASTER;

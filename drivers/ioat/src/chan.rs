@@ -58,6 +58,8 @@ pub(crate) struct Producer {
     base: u64,
     /// The engine listens to the doorbell. While it does not, slots are written all the same.
     live: bool,
+    /// The first slot that no doorbell had announced when the engine was silenced.
+    announced: u64,
 }
 
 /// What retiring needs.
@@ -76,8 +78,9 @@ pub(crate) struct Cleaner {
 pub(crate) struct InFlight {
     /// The slot after its last.
     end: u64,
-    operation: Operation,
+    // Before the operation: where both are dropped, the engine loses its access first.
     mapped: Mapped,
+    operation: Operation,
 }
 
 /// An operation's memory as the engine sees it.
@@ -258,13 +261,18 @@ impl Chan {
 
     /// Lets the doorbell be silent while the engine is stopped.
     pub(crate) fn silence(&self) {
-        self.producer.lock().live = false;
+        let mut producer = self.producer.lock();
+        producer.live = false;
+        producer.announced = self.issued();
     }
 
     /// Takes operations out of a ring whose engine is stopped, and the right to complete before
     /// all others, which [`Chan::delivered`] gives back. `None` while somebody else completes.
-    pub(crate) fn take(&self, scope: Scope) -> Option<Vec<InFlight>> {
-        let producer = self.producer.lock();
+    ///
+    /// A ring that is `closing` takes nothing any more from the same moment on, so that nothing is
+    /// left behind in it.
+    pub(crate) fn take(&self, scope: Scope, closing: bool) -> Option<Vec<InFlight>> {
+        let mut producer = self.producer.lock();
         let mut cleaner = self.cleaner.lock();
         if mem::replace(&mut cleaner.delivering, true) {
             return None;
@@ -272,14 +280,24 @@ impl Chan {
         if scope == Scope::All {
             self.issued.store(producer.head, Ordering::Release);
         }
-        let issued = self.issued();
-        let count = match scope {
-            Scope::First => usize::from(self.tail() < issued),
-            Scope::Issued | Scope::All => {
-                let in_flight = cleaner.in_flight.iter();
-                in_flight.take_while(|entry| entry.end <= issued).count()
-            }
+        // What was issued while the engine was silent is no business of its fault.
+        let end = match scope {
+            Scope::All => producer.head,
+            Scope::First | Scope::Issued => producer.announced,
         };
+        let reached = cleaner
+            .in_flight
+            .iter()
+            .take_while(|entry| entry.end <= end)
+            .count();
+        let count = if scope == Scope::First {
+            reached.min(1)
+        } else {
+            reached
+        };
+        if closing {
+            producer.ring = None;
+        }
         let taken: Vec<_> = cleaner.in_flight.drain(..count).collect();
         if let Some(last) = taken.last() {
             self.tail.store(last.end, Ordering::Release);
@@ -344,16 +362,19 @@ impl Chan {
         // Slot 0 held the descriptor of the start.
         self.tail.store(1, Ordering::Release);
         self.issued.store(1, Ordering::Release);
-        *self.cleaner.lock() = Cleaner {
+        let cleaner = Cleaner {
             last: ring.completion().0,
             ring: Some(ring.clone()),
             ..Cleaner::default()
         };
+        // The one before is dropped outside the lock.
+        drop(mem::replace(&mut *self.cleaner.lock(), cleaner));
         *self.producer.lock() = Producer {
             ring: Some(ring),
             head: 1,
             base: 0,
             live: true,
+            announced: 1,
         };
         self.running.store(true, Ordering::Relaxed);
         if let Some(this) = self.this.upgrade() {

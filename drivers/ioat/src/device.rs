@@ -71,8 +71,10 @@ impl Device {
         self.set_bus_master(false);
     }
 
+    /// Lets the engine reach memory, or not. One whose registers read all ones may reach it still,
+    /// if its configuration space answers: it is cut off all the same.
     pub(crate) fn set_bus_master(&self, on: bool) {
-        if self.is_gone() {
+        if (on && self.is_gone()) || !self.config.is_present() {
             return;
         }
         let bit = header::COMMAND_BUS_MASTER;

@@ -23,7 +23,10 @@ const STEP: Duration = Duration::from_micros(50);
 pub(crate) async fn reset(device: &Device, regs: &Regs) -> Result<ChanErr, ResetError> {
     let result = try_reset(device, regs).await;
     match result {
-        Err(ResetError::Gone) => device.set_gone(),
+        Err(ResetError::Gone) => {
+            device.set_gone();
+            device.set_bus_master(false);
+        }
         Err(ResetError::Stuck) => device.cut_off(),
         _ => {}
     }

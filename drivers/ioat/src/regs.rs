@@ -82,7 +82,11 @@ impl Regs {
             return None;
         }
         let byte = self.region.read8(self.base + CHANCMD);
-        self.present(byte != u8::MAX, ChanCmd::from_bits_retain(byte))
+        if byte == u8::MAX {
+            // So few bits prove nothing: CHANSTS tells.
+            self.status()?;
+        }
+        Some(ChanCmd::from_bits_retain(byte))
     }
 
     pub(crate) fn command(&self, command: ChanCmd) {

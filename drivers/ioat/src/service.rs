@@ -300,7 +300,7 @@ async fn recover(chan: &Chan, fault: Fault) {
     };
     // Another channel may have taken the engine down meanwhile: then nothing here will run.
     let usable = reset.is_ok() && chan.device.is_usable();
-    let taken = take(chan, if usable { scope } else { Scope::All }).await;
+    let taken = take(chan, if usable { scope } else { Scope::All }, !usable).await;
     // What the engine said of itself before the reset has been dealt with.
     chan.requests.pending.lock().fault = None;
     if usable {
@@ -320,7 +320,7 @@ async fn shut_down(chan: &Chan) {
     // Whatever it answers, the engine reaches no memory of ours any more.
     let _ = hardware::reset(&chan.device, &chan.regs).await;
     chan.retire();
-    let taken = take(chan, Scope::All).await;
+    let taken = take(chan, Scope::All, true).await;
     chan.free_ring();
     for operation in taken {
         chan.keep(operation.into_operation());
@@ -336,9 +336,9 @@ async fn shut_down(chan: &Chan) {
     chan.delivered();
 }
 
-async fn take(chan: &Chan, scope: Scope) -> Vec<crate::chan::InFlight> {
+async fn take(chan: &Chan, scope: Scope, closing: bool) -> Vec<crate::chan::InFlight> {
     loop {
-        if let Some(taken) = chan.take(scope) {
+        if let Some(taken) = chan.take(scope, closing) {
             return taken;
         }
         // Another CPU is completing operations: it does not wait for anything.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dma_fence::FenceError;
-use dmaengine::{Channel, Flags, Memcpy, RequestError, SubmitReason, Submitted};
+use dmaengine::{Channel, Flags, Memcpy, RequestError, SubmitReason, Submitted, Transaction};
 use hal::dma::{Destination, Memory, Source};
 use hal::host::block_on;
 use hal::time::Duration;
@@ -187,6 +187,41 @@ fn an_engine_comes_back_after_its_removal() {
         rig = wires.probe(Options::default());
     }
     rig.remove();
+}
+
+/// Interest goes while somebody submits by a reference: what was accepted ends, one way or another.
+#[test]
+fn what_is_accepted_while_a_channel_stops_still_ends() {
+    let driven = Driven::new(EngineConfig::default(), Options::default());
+    let registry = driven.rig.registry.clone();
+    for _ in 0..100 {
+        let interest = block_on(registry.get_interest());
+        let reference = registry.find(Transaction::Memcpy).unwrap();
+        let submitting = std::thread::spawn(move || {
+            let mut accepted = Vec::new();
+            loop {
+                let Ok(channel) = reference.open() else { break };
+                let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+                let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+                let Ok(copy) = channel.prep_memcpy(dst, src, Flags::INTERRUPT) else {
+                    break;
+                };
+                match channel.submit(copy) {
+                    Ok(submitted) => accepted.push(submitted),
+                    Err(error) if error.reason == SubmitReason::Full => channel.issue_pending(),
+                    Err(_) => break,
+                }
+            }
+            accepted
+        });
+        std::thread::sleep(std::time::Duration::from_micros(200));
+        block_on(interest.put());
+        for submitted in submitting.join().unwrap() {
+            let ended = hal::time::timeout(Duration::from_secs(10), submitted.fence().wait());
+            assert!(block_on(ended).is_ok(), "left behind in a stopped ring");
+        }
+    }
+    driven.remove();
 }
 
 #[test]

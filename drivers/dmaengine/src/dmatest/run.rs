@@ -133,9 +133,13 @@ pub async fn run<'a>(
     }
     let mut summary = Summary::default();
     for thread in threads {
-        // An abandoned thread shows as one without a report.
+        // An abandoned thread is one without a report, which is a failure.
         let _ = thread.done.wait().await;
-        let report = thread.report.lock().take().unwrap_or_default();
+        let abandoned = Report {
+            failures: 1,
+            ..Report::default()
+        };
+        let report = thread.report.lock().take().unwrap_or(abandoned);
         summarize(&thread.name, &report, out);
         summary.threads += 1;
         summary.tests += report.tests;
