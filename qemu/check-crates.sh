@@ -23,8 +23,4 @@ while IFS= read -r manifest; do
     done
 done < <(git ls-files '*/Cargo.toml')
 
-# The tree names no folder of its makers' machines and no package registry.
-if git grep -nIE '(crates\.io|index\.crates|deb\.debian\.org|/work/(main|shared))' -- . ':!Cargo.lock' ':!qemu/check-crates.sh'; then
-    complain "the lines above name a host or a path of one machine"
-fi
 exit $status

@@ -3,10 +3,7 @@
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::fmt;
-use core::future::{Future, poll_fn};
-use core::pin::pin;
 use core::sync::atomic::Ordering;
-use core::task::Poll;
 
 use dma_fence::{Context, Fence, Signaler};
 use dmaengine::{Capabilities, ChannelOps, DeviceInfo, DmaDevice, Registry, Removal};
@@ -141,7 +138,7 @@ fn listen(mut line: IrqLine, hardware: Arc<Hardware>, chan: Weak<Chan>) -> Liste
     let (stop, stopping) = context.fence();
     let (done, stopped) = context.fence();
     hal::task::spawn("edu-irq", async move {
-        while interrupted(&mut line, &stopping).await {
+        while line.wait_unless(stopping.wait()).await {
             if hardware.acknowledge() != 0
                 && let Some(chan) = chan.upgrade()
             {
@@ -152,19 +149,6 @@ fn listen(mut line: IrqLine, hardware: Arc<Hardware>, chan: Weak<Chan>) -> Liste
         done.signal(Ok(()));
     });
     Listener { stop, stopped }
-}
-
-/// Waits for an interrupt; `false` when it is time to stop.
-async fn interrupted(line: &mut IrqLine, stopping: &Fence) -> bool {
-    let mut interrupt = pin!(line.wait());
-    let mut stop = pin!(stopping.wait());
-    poll_fn(|cx| {
-        if stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(false);
-        }
-        interrupt.as_mut().poll(cx).map(|()| true)
-    })
-    .await
 }
 
 impl Device {

@@ -7,7 +7,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 
@@ -173,6 +174,21 @@ impl IrqLine {
             self.ops.unmask(self.kind, self.index);
         }
         self.seen = self.event.beyond(self.seen).await;
+    }
+}
+
+impl IrqLine {
+    /// As [`IrqLine::wait`], until `stop` completes; says whether an interrupt came.
+    pub async fn wait_unless(&mut self, stop: impl Future) -> bool {
+        let mut stop = pin!(stop);
+        let mut interrupt = pin!(self.wait());
+        poll_fn(|cx| {
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            interrupt.as_mut().poll(cx).map(|()| true)
+        })
+        .await
     }
 }
 

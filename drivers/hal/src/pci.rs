@@ -147,6 +147,19 @@ impl Config {
         self.write16(header::COMMAND, (command | set) & !clear);
     }
 
+    /// Lets the function issue memory requests, or not. On return what it had issued before is on
+    /// its way to memory, and nothing follows where it may not. An absent function is left alone.
+    pub fn set_bus_master(&self, on: bool) {
+        if !self.is_present() {
+            return;
+        }
+        let bit = header::COMMAND_BUS_MASTER;
+        let (set, clear) = if on { (bit, 0) } else { (0, bit) };
+        self.update_command(set, clear);
+        // The read returns after writes that were on their way: it orders what follows.
+        self.read16(header::COMMAND);
+    }
+
     /// The offset of the first capability `id`. PCI Express Base 7.5.3.
     pub fn capability(&self, id: u8) -> Option<usize> {
         self.capabilities().find(|cap| cap.1 == id).map(|cap| cap.0)
@@ -269,7 +282,9 @@ mod tests {
                 .rev()
                 .fold(0, |v, i| v << 8 | u32::from(self.0[offset + i]))
         }
-        fn write(&self, _: usize, _: Width, _: u32) {}
+        fn write(&self, _: usize, _: Width, _: u32) {
+            assert!(self.0[0] != 0xff, "an absent function is left alone");
+        }
     }
 
     fn space(len: usize, bytes: &[(usize, u8)]) -> Config {
@@ -305,6 +320,7 @@ mod tests {
     fn an_absent_function_has_no_capabilities() {
         let config = Config::new(Arc::new(Bytes(alloc::vec![0xff; 4096])));
         assert!(!config.is_present());
+        config.set_bus_master(false);
         assert_eq!(config.capabilities().count(), 0);
         assert_eq!(config.extended_capabilities().count(), 0);
     }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use hal::dma::DmaSpace;
 use hal::irq::Interrupts;
 use hal::mmio::MmioRegion;
-use hal::pci::{Address, Config, header};
+use hal::pci::{Address, Config};
 use ioat_spec::pci::{CHANERR_INT, Part, Quirks};
 use ioat_spec::{CbVer, DmaCap, IntrCtrl, device};
 
@@ -74,14 +74,9 @@ impl Device {
     /// Lets the engine reach memory, or not. One whose registers read all ones may reach it still,
     /// if its configuration space answers: it is cut off all the same.
     pub(crate) fn set_bus_master(&self, on: bool) {
-        if (on && self.is_gone()) || !self.config.is_present() {
-            return;
+        if !on || !self.is_gone() {
+            self.config.set_bus_master(on);
         }
-        let bit = header::COMMAND_BUS_MASTER;
-        let (set, clear) = if on { (bit, 0) } else { (0, bit) };
-        self.config.update_command(set, clear);
-        // The read returns after writes that were on their way: it orders what follows.
-        self.config.read16(header::COMMAND);
     }
 
     /// Clears CHANERR_INT, which else keeps a channel in HALTED (SPDK).

@@ -5,10 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::future::{Future, poll_fn};
-use core::pin::pin;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::Poll;
 
 use dma_fence::{Context, Fence, Signaler};
 use dmaengine::{Capabilities, ChannelOps, DeviceInfo, DmaDevice, Registry, Removal};
@@ -311,7 +308,7 @@ fn dispatch(mut line: IrqLine, channels: &[Arc<Chan>]) -> Dispatcher {
     let (stop, stopping) = context.fence();
     let (done, stopped) = context.fence();
     hal::task::spawn("ioat-irq", async move {
-        while interrupted(&mut line, &stopping).await {
+        while line.wait_unless(stopping.wait()).await {
             for chan in channels.iter().filter_map(|chan| chan.upgrade()) {
                 if chan.is_running() {
                     chan.interrupted();
@@ -322,19 +319,6 @@ fn dispatch(mut line: IrqLine, channels: &[Arc<Chan>]) -> Dispatcher {
         done.signal(Ok(()));
     });
     Dispatcher { stop, stopped }
-}
-
-/// Waits for an interrupt; `false` when it is time to stop.
-async fn interrupted(line: &mut IrqLine, stopping: &Fence) -> bool {
-    let mut interrupt = pin!(line.wait());
-    let mut stop = pin!(stopping.wait());
-    poll_fn(|cx| {
-        if stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(false);
-        }
-        interrupt.as_mut().poll(cx).map(|()| true)
-    })
-    .await
 }
 
 /// Identity and state, a line for the engine and one for each channel.
