@@ -51,13 +51,7 @@ impl Log for Logger {
         );
         if record.level() <= *self.printed.lock() {
             // Whoever tests for the absence of warnings looks at the start of lines.
-            if record
-                .args()
-                .as_str()
-                .is_some_and(|text| text.starts_with("WARN "))
-                || line.contains(": WARN ")
-            {
-                let warning = line.split_once(": WARN ").map_or("", |(_, text)| text);
+            if let Some((_, warning)) = line.split_once(": WARN ") {
                 crate::print!("WARN {warning}");
             }
             crate::print!("{line}");
