@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::bytes::{u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{u8_at, u16_at, u32_at};
 
 /// How an interrupt line signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,21 +119,6 @@ impl Madt {
             .find(|o| o.isa == isa)
             .map_or((isa.into(), Trigger::ISA), |o| (o.gsi, o.trigger))
     }
-
-    /// Address of the local APICs where entry type 5 moves it above 4 GiB.
-    pub fn local_apic_override(table: &[u8]) -> Option<u64> {
-        let mut rest = table.get(HEADER..)?;
-        loop {
-            let len = usize::from(u8_at(rest, 1)?);
-            if len < 2 || len > rest.len() {
-                return None;
-            }
-            if rest[0] == 5 {
-                return u64_at(rest, 4);
-            }
-            rest = &rest[len..];
-        }
-    }
 }
 
 #[cfg(test)]
@@ -203,7 +188,6 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
             Madt::parse(&bytes);
-            Madt::local_apic_override(&bytes);
         }
     }
 }

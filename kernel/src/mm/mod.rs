@@ -36,8 +36,3 @@ pub const IMAGE: u64 = 0xffff_ffff_8000_0000;
 pub fn direct(phys: u64) -> *mut u8 {
     (DIRECT + phys) as *mut u8
 }
-
-/// The physical address behind [`direct`].
-pub fn direct_to_phys(virt: u64) -> u64 {
-    virt - DIRECT
-}

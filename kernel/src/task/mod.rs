@@ -10,7 +10,6 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
-use core::pin::Pin;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use core::task::Poll;
 
@@ -126,9 +125,6 @@ pub async fn complete<T: Send + 'static>(
     })
     .await
 }
-
-/// A boxed future, as `hal` hands them over.
-pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 fn is_online(cpu: usize) -> bool {
     percpu::get(cpu).is_some_and(|cpu| cpu.online.load(Ordering::Acquire))
