@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
@@ -11,14 +11,15 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use dma_fence::{Fence, FenceError, next_context};
 use spin::{Mutex, Once};
 
+use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
 use crate::operation::{Back, Completion, Cookie, Operation};
 use crate::provider::{ChannelOps, SubmitReason};
-use crate::public::Public;
+use crate::registry::{Registry, WeakRegistry};
 use crate::submitted::Submitted;
 use crate::wait::WaitList;
-use crate::work::{Descriptor, Kind, Work};
+use crate::work::{Kind, Work};
 
 /// What a channel has done since it was registered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub(crate) struct Chan {
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) ops: Arc<dyn ChannelOps>,
     pub(crate) life: Life,
-    /// Where it is found, if its device is not private.
-    pub(crate) public: Once<Weak<Public>>,
+    /// Where its device is registered.
+    pub(crate) registry: Once<WeakRegistry>,
     /// Of the fences of this channel's operations.
     context: u64,
     /// The next cookie. Its lock orders submissions, so that cookies follow the ring.
@@ -65,7 +66,7 @@ impl Chan {
             info,
             ops,
             life: Life::default(),
-            public: Once::new(),
+            registry: Once::new(),
             context: next_context(),
             submit: Mutex::new(1),
             closed: AtomicBool::new(false),
@@ -78,6 +79,11 @@ impl Chan {
             bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
+    }
+
+    /// Where its device is registered. `None` for the CPU, and when the registry is gone.
+    pub(crate) fn registry(&self) -> Option<Registry> {
+        self.registry.get().and_then(WeakRegistry::upgrade)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -7,7 +7,7 @@ use hal::dma::{Destination, Source};
 
 use crate::capability::{Capabilities, Flags};
 use crate::chan::DmaChan;
-use crate::channel::PrepReason;
+use crate::prep::PrepReason;
 use crate::registry::Registry;
 
 /// A copy that was made.

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -140,6 +140,9 @@ impl Registry {
             })
             .collect();
         let device = DmaDevice::new(number, info, chans);
+        for chan in device.chans() {
+            chan.registry.call_once(|| self.downgrade());
+        }
         devices.insert(number, device.clone());
         self.public.add(&device);
         Ok(device)
@@ -216,6 +219,14 @@ impl Registry {
         removal
     }
 
+    fn downgrade(&self) -> WeakRegistry {
+        WeakRegistry {
+            inner: Arc::downgrade(&self.inner),
+            tables: self.tables.clone(),
+            public: Arc::downgrade(&self.public),
+        }
+    }
+
     /// The devices, by number.
     pub fn devices(&self) -> Vec<DmaDevice> {
         self.inner.devices.lock().values().cloned().collect()
@@ -264,6 +275,23 @@ impl Registry {
         src: hal::dma::Source,
     ) -> Result<copy::Copied, copy::CopyError> {
         copy::copy(self, dst, src).await
+    }
+}
+
+/// A channel's way back to its registry.
+pub(crate) struct WeakRegistry {
+    inner: Weak<Inner>,
+    tables: Tables,
+    public: Weak<Public>,
+}
+
+impl WeakRegistry {
+    pub(crate) fn upgrade(&self) -> Option<Registry> {
+        Some(Registry {
+            inner: self.inner.upgrade()?,
+            tables: self.tables.clone(),
+            public: self.public.upgrade()?,
+        })
     }
 }
 

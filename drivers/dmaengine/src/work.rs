@@ -1,13 +1,10 @@
 //! What operations do, and to which buffers.
 
-use alloc::sync::Arc;
 use core::fmt;
-use core::marker::PhantomData;
 
 use hal::dma::{Destination, Source};
 
-use crate::capability::{Capabilities, Flags};
-use crate::chan::Chan;
+use crate::capability::Capabilities;
 
 /// An operation's task and the buffers it owns.
 #[derive(Debug)]
@@ -133,27 +130,5 @@ impl Kind for Interrupt {
 
     fn unwrap(work: Work) -> Option<()> {
         matches!(work, Work::Interrupt).then_some(())
-    }
-}
-
-/// A prepared operation: checked against its channel, owning its buffers, holding nothing of the
-/// channel's. Dropping it frees the buffers.
-pub struct Descriptor<K: Kind> {
-    pub(crate) chan: Arc<Chan>,
-    pub(crate) work: Work,
-    pub(crate) flags: Flags,
-    pub(crate) kind: PhantomData<fn() -> K>,
-}
-
-impl<K: Kind> Descriptor<K> {
-    /// The buffers, instead of the operation. `None` never comes: the kind is the operation's own.
-    pub fn into_buffers(self) -> Option<K::Buffers> {
-        K::unwrap(self.work)
-    }
-}
-
-impl<K: Kind> fmt::Debug for Descriptor<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Descriptor({} {:?})", self.chan.name, self.work)
     }
 }

@@ -14,10 +14,12 @@ use super::pattern::{self, Expected, Mismatch};
 use super::random::Random;
 use super::run::Output;
 use crate::capability::Flags;
-use crate::channel::{Channel, PrepReason};
+use crate::channel::Channel;
+use crate::descriptor::Descriptor;
+use crate::prep::PrepReason;
 use crate::provider::SubmitReason;
 use crate::submitted::Submitted;
-use crate::work::{Descriptor, Kind};
+use crate::work::Kind;
 
 /// Differing bytes that are printed, per part of a buffer. Linux prints as many.
 const MISMATCHES_SHOWN: usize = 32;

@@ -19,7 +19,7 @@ mod table;
 mod tests;
 
 use alloc::string::String;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -191,9 +191,6 @@ impl Public {
             holds: Vec::new(),
             refused: false,
         };
-        for chan in device.chans() {
-            chan.public.call_once(|| Arc::downgrade(self));
-        }
         let mut state = self.state.lock();
         state.members.extend(device.chans().iter().map(member));
         drop(state);
@@ -379,15 +376,18 @@ impl Drop for Public {
 
 /// What a channel calls when a client gets it for itself, or gives it up.
 pub(crate) fn changed(chan: &Chan) {
-    if let Some(public) = chan.public.get().and_then(Weak::upgrade) {
-        public.changed();
+    if chan.info.capabilities.contains(Capabilities::PRIVATE) {
+        return;
+    }
+    if let Some(registry) = chan.registry() {
+        registry.public.changed();
     }
 }
 
 /// As [`Public::reserve`], from a channel.
 pub(crate) async fn reserve(chan: &Arc<Chan>) -> Result<(), RequestError> {
-    match chan.public.get().and_then(Weak::upgrade) {
-        Some(public) => public.reserve(chan).await,
+    match chan.registry() {
+        Some(registry) => registry.public.reserve(chan).await,
         None => Ok(()),
     }
 }
