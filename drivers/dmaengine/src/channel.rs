@@ -139,9 +139,9 @@ mod tests {
     use super::*;
     use crate::mock::{self, Mock};
     use crate::registry::Registry;
-    use crate::{Capabilities, DeviceInfo, Finished};
+    use crate::{Capabilities, DeviceInfo, Finished, Flags, Memcpy, PrepReason};
     use dma_fence::FenceError;
-    use hal::dma::Memory;
+    use hal::dma::{Destination, Memory, Source};
     use hal::host::block_on;
     use hal::time::{Duration, sleep, timeout};
     use std::sync::Arc;
