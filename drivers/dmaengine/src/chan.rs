@@ -9,13 +9,15 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dma_fence::{Fence, FenceError, next_context};
+use hal::time::Instant;
 use spin::{Mutex, Once};
 
+use crate::client::Client;
 use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
 use crate::operation::{Back, Completion, Cookie, Operation};
-use crate::provider::{ChannelOps, SubmitReason};
+use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
 use crate::submitted::Submitted;
 use crate::wait::WaitList;
@@ -57,6 +59,24 @@ pub(crate) struct Chan {
     fills: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
+    /// Those of the errors that a client asked for.
+    terminated: AtomicU64,
+    pub(crate) notice: Notice,
+}
+
+/// Tells clients that their channel's device is leaving.
+#[derive(Default)]
+pub(crate) struct Notice {
+    deadline: Once<Instant>,
+    told: WaitList,
+}
+
+impl Notice {
+    /// Tells them that they have time until `deadline`.
+    pub(crate) fn give(&self, deadline: Instant) {
+        self.deadline.call_once(|| deadline);
+        self.told.wake_all();
+    }
 }
 
 impl Chan {
@@ -78,6 +98,8 @@ impl Chan {
             fills: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            terminated: AtomicU64::new(0),
+            notice: Notice::default(),
         }
     }
 
@@ -177,8 +199,11 @@ impl Chan {
 
     /// Counts an operation that has ended.
     pub(crate) fn count(&self, work: &Work, result: Result<(), FenceError>) {
-        if result.is_err() {
+        if let Err(error) = result {
             self.errors.fetch_add(1, Ordering::Relaxed);
+            if error == FenceError::Terminated {
+                self.terminated.fetch_add(1, Ordering::Relaxed);
+            }
             return;
         }
         match work {
@@ -190,17 +215,13 @@ impl Chan {
     }
 
     /// Takes over an operation whose own channel is gone, or gives it back.
-    pub(crate) fn adopt(
-        self: &Arc<Self>,
-        mut operation: Box<Operation>,
-    ) -> Result<(), Box<Operation>> {
+    pub(crate) fn adopt(self: &Arc<Self>, mut operation: Operation) -> Result<(), Box<Rejected>> {
         let _order = self.submit.lock();
         if self.is_closed() {
-            return Err(operation);
+            return Err(Rejected::new(operation, SubmitReason::Gone));
         }
         operation.move_to(self);
-        let submitted = self.ops.submit(*operation);
-        submitted.map_err(|rejected| Box::new(rejected.operation))
+        self.ops.submit(operation)
     }
 
     /// An operation enters the ring.
@@ -218,6 +239,14 @@ impl Chan {
         self.left.fetch_add(1, Ordering::Release);
         self.in_flight.fetch_sub(1, Ordering::Release);
         self.room.wake_all();
+    }
+
+    /// Operations that ended with an error that no client asked for.
+    pub(crate) fn failures(&self) -> u64 {
+        let terminated = self.terminated.load(Ordering::Relaxed);
+        self.errors
+            .load(Ordering::Relaxed)
+            .saturating_sub(terminated)
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -267,7 +296,27 @@ impl DmaChan {
         self.inner.in_flight()
     }
 
-    /// Whether its device was removed.
+    /// The names of its clients, in the order in which they came.
+    pub fn client_names(&self) -> Vec<Client> {
+        self.inner.life.client_names()
+    }
+
+    /// Whether its device is being removed, or was.
+    pub fn is_leaving(&self) -> bool {
+        self.inner.notice.deadline.is_completed()
+    }
+
+    /// Waits until its device is being removed. Gives the moment until which a holder of the
+    /// channel may go on to use it; then it is revoked: what is in flight is finished elsewhere,
+    /// and what is submitted later is refused. Giving the channel up before lets the removal go
+    /// on at once.
+    pub async fn removed(&self) -> Instant {
+        let notice = &self.inner.notice;
+        let deadline = || notice.deadline.get().copied();
+        notice.told.until(deadline).await
+    }
+
+    /// Whether its device was removed: nothing can be submitted any more.
     pub fn is_gone(&self) -> bool {
         self.inner.is_closed()
     }

@@ -6,8 +6,9 @@ use core::ops::Deref;
 use dma_fence::Fence;
 
 use crate::chan::{Chan, DmaChan};
+use crate::client::Client;
 use crate::descriptor::Descriptor;
-use crate::life::{Hold, RequestError};
+use crate::life::{Hold, RequestError, Sharing};
 use crate::provider::SubmitReason;
 use crate::submitted::Submitted;
 use crate::work::Kind;
@@ -36,19 +37,30 @@ impl<K: Kind> fmt::Display for SubmitError<K> {
 }
 
 impl DmaChan {
-    /// Requests the channel for one client alone, and starts it. Fails where another has it so.
-    pub async fn request(&self) -> Result<Channel, RequestError> {
-        self.take(true).await
+    /// Requests the channel for one client alone, and starts it. Fails where another has asked
+    /// for it.
+    pub async fn request_for(&self, client: &Client) -> Result<Channel, RequestError> {
+        self.take(client, Sharing::Exclusive).await
     }
 
     /// Requests the channel together with others, and starts it.
-    pub async fn share(&self) -> Result<Channel, RequestError> {
-        self.take(false).await
+    pub async fn share_for(&self, client: &Client) -> Result<Channel, RequestError> {
+        self.take(client, Sharing::Shared).await
     }
 
-    async fn take(&self, exclusive: bool) -> Result<Channel, RequestError> {
+    /// As [`DmaChan::request_for`], for a client without a name.
+    pub async fn request(&self) -> Result<Channel, RequestError> {
+        self.request_for(&Client::default()).await
+    }
+
+    /// As [`DmaChan::share_for`], for a client without a name.
+    pub async fn share(&self) -> Result<Channel, RequestError> {
+        self.share_for(&Client::default()).await
+    }
+
+    async fn take(&self, client: &Client, sharing: Sharing) -> Result<Channel, RequestError> {
         Ok(Channel {
-            hold: Some(Hold::take(&self.inner, exclusive).await?),
+            hold: Some(Hold::take(&self.inner, client, sharing).await?),
             handle: self.clone(),
         })
     }

@@ -15,6 +15,7 @@ use spin::Mutex;
 
 use crate::capability::Capabilities;
 use crate::chan::Chan;
+use crate::client::Client;
 use crate::device::DeviceInfo;
 use crate::operation::Operation;
 use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
@@ -76,7 +77,7 @@ impl Cpu {
 }
 
 impl ChannelOps for Cpu {
-    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
+    fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(async { Ok(()) })
     }
 

@@ -4,9 +4,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::capability::Capabilities;
 use crate::chan::{Chan, DmaChan};
+use crate::wait::WaitList;
 
 /// What a provider says of its device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,23 @@ struct Inner {
     number: u32,
     info: Arc<DeviceInfo>,
     channels: Vec<Arc<Chan>>,
+    /// How far its removal is: a [`Phase`].
+    phase: AtomicU8,
+    moved_on: WaitList,
+}
+
+/// How far the removal of a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// It stays.
+    Live,
+    /// Nobody finds it any more; who uses it may go on until the deadline.
+    Draining,
+    /// Its channels have stopped. What they have not finished waits to be finished elsewhere.
+    Quiet,
+    /// All that it had in flight has ended.
+    Detached,
 }
 
 impl DmaDevice {
@@ -44,6 +63,8 @@ impl DmaDevice {
                 number,
                 info,
                 channels,
+                phase: AtomicU8::new(Phase::Live as u8),
+                moved_on: WaitList::default(),
             }),
         }
     }
@@ -63,6 +84,20 @@ impl DmaDevice {
         self.chans().iter().map(|inner| DmaChan {
             inner: inner.clone(),
         })
+    }
+
+    /// Waits until its removal is at `phase`, or further.
+    pub async fn reached(&self, phase: Phase) {
+        let reached = || {
+            let now = self.inner.phase.load(Ordering::Acquire);
+            (now >= phase as u8).then_some(())
+        };
+        self.inner.moved_on.until(reached).await;
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.inner.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        self.inner.moved_on.wake_all();
     }
 
     pub(crate) fn chans(&self) -> &[Arc<Chan>] {

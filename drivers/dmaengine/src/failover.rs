@@ -2,24 +2,29 @@
 //!
 //! An operation owns its buffers: nobody has written its source since it was submitted, and nobody
 //! reads its destination before its fence. So it runs again, whole, whatever the device had done
-//! of it. Operations run one after the other, in the order of their submission: what depended on
-//! its predecessor in the ring still does.
+//! of it. Operations enter one ring in the order of their submission, or run one after the other:
+//! what depended on its predecessor in the ring still does.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use hal::time::{Duration, timeout};
+use dma_fence::Fence;
+use hal::time::{Duration, poll_until};
 
 use crate::capability::Capabilities;
 use crate::chan::Chan;
+use crate::client::Client;
 use crate::device::DeviceInfo;
-use crate::life::Hold;
+use crate::life::{Hold, Sharing};
 use crate::operation::Operation;
+use crate::provider::{Rejected, SubmitReason};
 use crate::registry::Registry;
 
 /// How long another engine may take for one operation; then the client's own timeout decides.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+const STEP: Duration = Duration::from_micros(50);
 
 /// What became of the operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,80 +40,138 @@ pub(crate) struct Outcome {
 /// Runs `operations` on other devices of `registry`, or on the CPU.
 pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut other: Option<Hold> = None;
+    let mut other: Option<Other> = None;
     for operation in operations {
-        let Some(fence) = operation.fence() else {
+        let Some(operation) = hand_on(&mut other, operation, &mut outcome).await else {
             continue;
         };
-        let Err(mut operation) = elsewhere(registry, &mut other, Box::new(operation)).await else {
-            match timeout(LIMIT, fence.wait()).await {
-                Ok(Ok(())) => outcome.failed_over += 1,
-                _ => outcome.lost += 1,
-            }
-            continue;
-        };
-        operation.work_mut().run_by_cpu();
-        operation.move_to(&registry.cpu().inner);
-        operation.complete(Ok(()));
-        outcome.by_cpu += 1;
+        // It does not fit there: those before it come first.
+        if let Some(other) = other.take() {
+            other.finish(&mut outcome).await;
+        }
+        if let Some(operation) = choose(registry, &mut other, operation).await {
+            by_cpu(registry, operation);
+            outcome.by_cpu += 1;
+        }
     }
-    if let Some(hold) = other {
-        hold.release().await;
+    if let Some(other) = other {
+        other.finish(&mut outcome).await;
     }
     outcome
 }
 
-/// Gives `operation` to the channel that took the last one, or to another that can and will.
-async fn elsewhere(
-    registry: &Registry,
-    other: &mut Option<Hold>,
-    mut operation: Box<Operation>,
-) -> Result<(), Box<Operation>> {
-    let capability = operation.work().capability();
-    let (len, places) = (operation.work().len(), operation.work().places());
-    let fits = |chan: &Arc<Chan>| {
-        let DeviceInfo {
-            capabilities,
-            max_transfer,
-            copy_align,
-            ..
-        } = *chan.info;
-        capabilities.contains(capability)
-            && !capabilities.contains(Capabilities::PRIVATE)
-            && len <= max_transfer
-            && places & ((1 << copy_align) - 1) == 0
-    };
-    if let Some(hold) = other.take_if(|hold| fits(&hold.chan)) {
-        match hand_over(&hold.chan, operation) {
-            Ok(()) => {
-                *other = Some(hold);
-                return Ok(());
-            }
-            Err(back) => operation = back,
-        }
-    }
-    for chan in registry.channels() {
-        if !fits(&chan.inner) {
-            continue;
-        }
-        let Ok(hold) = Hold::take(&chan.inner, false).await else {
-            continue;
-        };
-        match hand_over(&hold.chan, operation) {
-            Ok(()) => {
-                *other = Some(hold);
-                return Ok(());
-            }
-            Err(back) => operation = back,
-        }
-    }
-    Err(operation)
+/// A channel that takes over, and what it has taken.
+struct Other {
+    hold: Hold,
+    taken: Vec<Fence>,
 }
 
-fn hand_over(chan: &Arc<Chan>, operation: Box<Operation>) -> Result<(), Box<Operation>> {
-    chan.adopt(operation)?;
-    chan.ops.issue_pending();
-    Ok(())
+impl Other {
+    /// Gives it an operation that fits; `Err` with it where the channel does not take it.
+    fn give(&mut self, operation: Operation) -> Result<(), Box<Rejected>> {
+        let fence = operation.fence();
+        self.hold.chan.adopt(operation)?;
+        self.taken.extend(fence);
+        Ok(())
+    }
+
+    /// Waits for what it has taken.
+    async fn drain(&mut self, outcome: &mut Outcome) {
+        let ops = &self.hold.chan.ops;
+        ops.issue_pending();
+        for fence in self.taken.drain(..) {
+            // Polled for: the client may not have asked for an interrupt.
+            let ended = || {
+                ops.poll();
+                fence.is_signalled()
+            };
+            let _ = poll_until(LIMIT, STEP, ended).await;
+            match fence.result() {
+                Some(Ok(())) => outcome.failed_over += 1,
+                _ => outcome.lost += 1,
+            }
+        }
+    }
+
+    async fn finish(mut self, outcome: &mut Outcome) {
+        self.drain(outcome).await;
+        self.hold.release().await;
+    }
+}
+
+/// Gives `operation` to the channel that took the last one, if it can. Else gives it back.
+async fn hand_on(
+    other: &mut Option<Other>,
+    mut operation: Operation,
+    outcome: &mut Outcome,
+) -> Option<Operation> {
+    let Some(other) = other else {
+        return Some(operation);
+    };
+    if !fits(&other.hold.chan, &operation) {
+        return Some(operation);
+    }
+    // Where its ring is full, it is emptied once.
+    for _ in 0..2 {
+        match other.give(operation) {
+            Ok(()) => return None,
+            Err(rejected) => {
+                operation = rejected.operation;
+                if rejected.reason != SubmitReason::Full {
+                    break;
+                }
+                other.drain(outcome).await;
+            }
+        }
+    }
+    Some(operation)
+}
+
+/// Finds a channel that can and will take `operation`. Else gives it back.
+async fn choose(
+    registry: &Registry,
+    other: &mut Option<Other>,
+    mut operation: Operation,
+) -> Option<Operation> {
+    let client = Client::new("failover");
+    for chan in registry.channels() {
+        if !fits(&chan.inner, &operation) {
+            continue;
+        }
+        let Ok(hold) = Hold::take(&chan.inner, &client, Sharing::Shared).await else {
+            continue;
+        };
+        let taken = Vec::new();
+        let mut next = Other { hold, taken };
+        match next.give(operation) {
+            Ok(()) => {
+                *other = Some(next);
+                return None;
+            }
+            Err(rejected) => operation = rejected.operation,
+        }
+    }
+    Some(operation)
+}
+
+fn fits(chan: &Arc<Chan>, operation: &Operation) -> bool {
+    let DeviceInfo {
+        capabilities,
+        max_transfer,
+        copy_align,
+        ..
+    } = *chan.info;
+    let work = operation.work();
+    capabilities.contains(work.capability())
+        && !capabilities.contains(Capabilities::PRIVATE)
+        && work.len() <= max_transfer
+        && work.places() & ((1 << copy_align) - 1) == 0
+}
+
+fn by_cpu(registry: &Registry, mut operation: Operation) {
+    operation.work_mut().run_by_cpu();
+    operation.move_to(&registry.cpu().inner);
+    operation.complete(Ok(()));
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -10,6 +11,7 @@ use dma_fence::{Context, Fence, FenceError};
 use spin::Mutex;
 
 use crate::capability::Capabilities;
+use crate::client::Client;
 use crate::device::DeviceInfo;
 use crate::operation::Operation;
 use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
@@ -28,6 +30,9 @@ pub(crate) struct State {
     pub(crate) starts: usize,
     pub(crate) stops: usize,
     pub(crate) refuse_start: Option<StartError>,
+    pub(crate) refuse_client: Option<StartError>,
+    /// What the layer called, in order.
+    pub(crate) trace: Vec<String>,
     /// Finishes everything that is issued at once.
     pub(crate) eager: bool,
     /// Does not terminate, as hardware that is stuck.
@@ -51,6 +56,10 @@ impl Mock {
         let mock = Self::new(slots);
         mock.state.lock().eager = true;
         mock
+    }
+
+    fn trace(&self, line: String) {
+        self.state.lock().trace.push(line);
     }
 
     /// Finishes the oldest issued operation; whether there was one.
@@ -89,8 +98,9 @@ pub(crate) fn info() -> DeviceInfo {
 }
 
 impl ChannelOps for Mock {
-    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(async {
+    fn start<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
+        Box::pin(async move {
+            self.trace(format!("alloc {client}"));
             hal::task::yield_now().await;
             let mut state = self.state.lock();
             state.starts += 1;
@@ -99,9 +109,25 @@ impl ChannelOps for Mock {
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
+        Box::pin(async move {
             hal::task::yield_now().await;
+            self.trace(String::from("free"));
             self.state.lock().stops += 1;
+        })
+    }
+
+    fn set_client<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
+        Box::pin(async move {
+            hal::task::yield_now().await;
+            self.trace(format!("set {client}"));
+            self.state.lock().refuse_client.clone().map_or(Ok(()), Err)
+        })
+    }
+
+    fn release_client<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            hal::task::yield_now().await;
+            self.trace(format!("release {client}"));
         })
     }
 
@@ -110,6 +136,7 @@ impl ChannelOps for Mock {
         if state.ring.len() == self.slots {
             return Err(Rejected::new(operation, SubmitReason::Full));
         }
+        state.trace.push(String::from("submit"));
         state.ring.push_back(operation);
         Ok(())
     }

@@ -9,6 +9,7 @@ use core::pin::Pin;
 use dma_fence::Fence;
 use hal::dma::{CoherentError, MapError};
 
+use crate::client::Client;
 use crate::operation::Operation;
 
 /// A future behind a pointer, for traits that are used as objects.
@@ -17,12 +18,27 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A channel as its driver offers it.
 ///
 /// The layer calls [`ChannelOps::start`] when a first client comes and [`ChannelOps::stop`] when
-/// the last has gone, never both at once. Between the two it submits operations, each of which
+/// the last has gone; between the two [`ChannelOps::set_client`] for each client before its first
+/// operation and [`ChannelOps::release_client`] after it has let go: one call at a time, each set
+/// client released before the stop. Meanwhile the layer submits operations, each of which
 /// the driver completes exactly once with [`Operation::complete`], in the order of submission,
 /// outside its locks, and only after the device can no longer reach the operation's buffers.
 pub trait ChannelOps: Send + Sync {
-    /// Allocates what the channel needs and makes the hardware ready. Bounded in time.
-    fn start(&self) -> BoxFuture<'_, Result<(), StartError>>;
+    /// Allocates what the channel needs and makes the hardware ready, for `client` and those that
+    /// come later. Bounded in time.
+    fn start<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>>;
+
+    /// A client comes: the place to power what stands between it and the hardware, and to keep a
+    /// list of clients, which the layer does not keep for the driver. An error is the client's.
+    /// Bounded in time.
+    fn set_client<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// A client that was set has let go, or is revoked. Bounded in time.
+    fn release_client<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
     /// Stops the hardware and frees what [`ChannelOps::start`] allocated, both whether the
     /// hardware answers or not. Operations that have not finished wait, unmapped, for

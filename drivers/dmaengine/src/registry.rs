@@ -7,22 +7,20 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
-use hal::time::{Duration, Instant, poll_until};
+use hal::time::{Duration, Instant};
 use spin::{Mutex, Once};
 
 use crate::capability::Capabilities;
 use crate::chan::{Chan, DmaChan};
 use crate::channel::Channel;
-use crate::device::{DeviceInfo, DmaDevice};
+use crate::device::{DeviceInfo, DmaDevice, Phase};
 use crate::life::{self, RequestError};
+use crate::operation::Operation;
 use crate::provider::ChannelOps;
 use crate::public::{Public, Tables, Withdrawn};
 use crate::{copy, cpu, failover};
 
-/// How often a removal looks whether the rings have drained.
-const DRAIN_STEP: Duration = Duration::from_millis(1);
-
-/// How long who waited for the last operations has to put its reference.
+/// How long who has waited for the last operations may take to put its reference.
 const LAST_PUT: Duration = Duration::from_millis(20);
 
 /// The devices of a machine. Cloning it gives another handle to the same.
@@ -100,8 +98,57 @@ pub struct Removal {
     pub leaked: usize,
     /// What it took until all references were put, or were not waited for any more.
     pub drained: Duration,
-    /// Clients that still hold a channel. They meet [`crate::SubmitReason::Gone`].
-    pub holders: usize,
+    /// Clients whose channels were revoked: they were told by [`DmaChan::removed`] and held on to
+    /// them beyond the deadline. They meet [`crate::SubmitReason::Gone`].
+    pub revoked: usize,
+}
+
+/// A device that is as good as gone: its channels have stopped, nobody can use them, and what they
+/// had not finished waits for [`Quiesced::detach`].
+#[must_use = "the operations that were in flight wait to be finished"]
+pub struct Quiesced {
+    registry: Registry,
+    device: DmaDevice,
+    withdrawn: Withdrawn,
+    unfinished: Vec<Operation>,
+    /// Operations that had failed without a client's asking when nothing could enter any more.
+    failures: u64,
+    removal: Removal,
+}
+
+impl Quiesced {
+    /// Has other devices, or the CPU, finish what the device has left. Call it when the device can
+    /// reach no memory any more. Dropping the future abandons what is left.
+    pub async fn detach(self) -> Removal {
+        let Self {
+            registry,
+            device,
+            mut withdrawn,
+            unfinished,
+            failures,
+            mut removal,
+        } = self;
+        let outcome = failover::run(&registry, unfinished).await;
+        removal.failed_over = outcome.failed_over;
+        removal.by_cpu = outcome.by_cpu;
+        let chans = device.chans();
+        let stuck: usize = chans.iter().map(|chan| chan.in_flight()).sum();
+        removal.lost = outcome.lost + stuck + (failed(&device) - failures) as usize;
+        removal.leaked = withdrawn.drain(LAST_PUT, || {}).await.leaked;
+        device.enter(Phase::Detached);
+        removal
+    }
+}
+
+impl fmt::Debug for Quiesced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Quiesced({} {:?})", self.device, self.removal)
+    }
+}
+
+/// Operations of the device that ended with an error that no client asked for.
+fn failed(device: &DmaDevice) -> u64 {
+    device.chans().iter().map(|chan| chan.failures()).sum()
 }
 
 impl Registry {
@@ -154,69 +201,79 @@ impl Registry {
     pub async fn unload(&self, device: &DmaDevice, limit: Duration) -> Result<Removal, InUse> {
         let withdrawn = self.public.withdraw_idle(device);
         let withdrawn = withdrawn.map_err(|clients| InUse { clients })?;
-        Ok(self.remove(device, withdrawn, limit).await)
+        Ok(self.stop(device, withdrawn, limit).await.detach().await)
     }
 
-    /// Removes a device: its public channels are not found any more, and for half of `limit` who
-    /// has found one may put it. Then nothing enters its channels, and what is in flight drains
-    /// for the rest of `limit`; the channels stop and free their resources, whoever holds them still; what
-    /// they have not finished is done by other devices, or by the CPU.
-    ///
-    /// Removal cannot be refused. Run it in a task of its own: dropping the future leaves the
-    /// device closed but running.
+    /// Removes a device: [`Registry::quiesce`] and [`Quiesced::detach`] in one. Run it in a task of
+    /// its own: dropping the future leaves the device closed but running.
     pub async fn unregister(&self, device: &DmaDevice, limit: Duration) -> Removal {
-        let withdrawn = self.public.withdraw(device);
-        self.remove(device, withdrawn, limit).await
+        self.quiesce(device, limit).await.detach().await
     }
 
-    async fn remove(
-        &self,
-        device: &DmaDevice,
-        mut withdrawn: Withdrawn,
-        limit: Duration,
-    ) -> Removal {
+    /// Takes a device out of use. Its public channels are not found any more; who holds a channel
+    /// for itself is told ([`DmaChan::removed`]). Both may go on for at most `limit`; then their
+    /// channels are revoked. The channels stop where they are and free their resources: what is in
+    /// flight is finished elsewhere, so that a full ring delays a removal no more than an empty one.
+    ///
+    /// Removal cannot be refused.
+    pub async fn quiesce(&self, device: &DmaDevice, limit: Duration) -> Quiesced {
+        let withdrawn = self.public.withdraw(device);
+        self.stop(device, withdrawn, limit).await
+    }
+
+    async fn stop(&self, device: &DmaDevice, withdrawn: Withdrawn, limit: Duration) -> Quiesced {
         let deadline = Instant::now() + limit;
-        {
-            let mut devices = self.inner.devices.lock();
-            let number = device.number();
-            if devices.get(&number).is_some_and(|listed| listed.is(device)) {
-                devices.remove(&number);
-            }
-        }
+        let mut withdrawn = withdrawn;
+        self.delist(device);
+        device.enter(Phase::Draining);
         let chans = device.chans();
+        for chan in chans {
+            chan.life.set_leaving(true);
+            chan.notice.give(deadline);
+        }
         let poll = || chans.iter().for_each(|chan| chan.ops.poll());
-        let drained = withdrawn.drain(limit / 2, poll).await;
-        let in_flight = || chans.iter().map(|chan| chan.in_flight()).sum::<usize>();
+        let drained = withdrawn.drain(limit, poll).await.took;
+        for chan in chans {
+            chan.life.released(deadline).await;
+        }
         chans.iter().for_each(|chan| chan.close());
-        let errors = || chans.iter().map(|chan| chan.counters().errors).sum::<u64>();
-        let before = errors();
-        let mut removal = Removal {
-            in_flight: in_flight(),
-            drained: drained.took,
+        let failures = failed(device);
+        let removal = Removal {
+            in_flight: chans.iter().map(|chan| chan.in_flight()).sum(),
+            revoked: chans.iter().map(|chan| chan.life.holders()).sum(),
+            drained,
             ..Removal::default()
         };
-        chans.iter().for_each(|chan| chan.ops.issue_pending());
-        let drained = || {
-            poll();
-            in_flight() == 0
-        };
-        // What does not drain in time is taken from the device and done elsewhere.
-        let _ = poll_until(deadline - Instant::now(), DRAIN_STEP, drained).await;
+        if removal.revoked > 0 {
+            log::warn!("{device}: revoked from {} clients", removal.revoked);
+        }
+        chans.iter().for_each(life::remove);
         let mut unfinished = Vec::new();
         for chan in chans {
-            life::remove(chan).await;
+            life::settled(chan).await;
             unfinished.append(&mut chan.unfinished.lock());
             unfinished.extend(chan.ops.reclaim());
         }
         // Now that the channels have stopped for good, letting go stops nothing.
         withdrawn.holds.clear();
-        removal.holders = chans.iter().map(|chan| chan.life.clients()).sum();
-        let outcome = failover::run(self, unfinished).await;
-        removal.failed_over = outcome.failed_over;
-        removal.by_cpu = outcome.by_cpu;
-        removal.lost = outcome.lost + in_flight() + (errors() - before) as usize;
-        removal.leaked = withdrawn.drain(LAST_PUT, || {}).await.leaked;
-        removal
+        device.enter(Phase::Quiet);
+        Quiesced {
+            registry: self.clone(),
+            device: device.clone(),
+            withdrawn,
+            unfinished,
+            failures,
+            removal,
+        }
+    }
+
+    /// Takes a device off the list. Its number is free then.
+    pub(crate) fn delist(&self, device: &DmaDevice) {
+        let mut devices = self.inner.devices.lock();
+        let number = device.number();
+        if devices.get(&number).is_some_and(|listed| listed.is(device)) {
+            devices.remove(&number);
+        }
     }
 
     fn downgrade(&self) -> WeakRegistry {
@@ -434,7 +491,7 @@ mod tests {
             (removal.in_flight, removal.failed_over, removal.lost),
             (1, 0, 0)
         );
-        assert_eq!(removal.holders, 1, "the client still has its handle");
+        assert_eq!(removal.revoked, 1, "the client still has its handle");
         assert_eq!(block_on(submitted.finish()).result, Ok(()));
         assert!(channel.is_gone());
         assert_eq!(
@@ -463,7 +520,7 @@ mod tests {
         let expected = Removal {
             in_flight: 1,
             by_cpu: 1,
-            holders: 1,
+            revoked: 1,
             ..Removal::default()
         };
         assert_eq!(removal, expected);
@@ -501,7 +558,7 @@ mod tests {
         let expected = Removal {
             in_flight: 5,
             failed_over: 5,
-            holders: 1,
+            revoked: 1,
             ..Removal::default()
         };
         assert_eq!(removal, expected);

@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use atomic_waker::AtomicWaker;
 use dma_fence::{Context, Fence, FenceError, Signaler};
-use dmaengine::{BoxFuture, ChannelOps, Operation, Rejected, StartError, SubmitReason, Work};
+use dmaengine::{
+    BoxFuture, ChannelOps, Client, Operation, Rejected, StartError, SubmitReason, Work,
+};
 use spin::Mutex;
 
 use crate::chunk::Mapped;
@@ -203,7 +205,7 @@ impl Chan {
 }
 
 impl ChannelOps for Chan {
-    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
+    fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(self.start())
     }
 

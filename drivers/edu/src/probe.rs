@@ -172,18 +172,19 @@ impl Device {
         self.hardware.is_gone()
     }
 
-    /// Lets the device go, whether it still answers or not: what is in flight drains for at most
-    /// `limit`, then the channel stops; bus mastering is off, the bounce buffer, the vector and
-    /// timers freed. Not cancel-safe: run it in a task of its own.
+    /// Lets the device go, whether it still answers or not: its clients have at most `limit` to let
+    /// go of it, then the channel stops after the transfer in progress, which nothing can stop; bus
+    /// mastering is off, the bounce buffer, the vector and timers freed; what was in flight is
+    /// finished elsewhere. Not cancel-safe: run it in a task of its own.
     pub async fn remove(self, limit: Duration) -> Removal {
-        let removal = self.registry.unregister(&self.registered, limit).await;
+        let quiesced = self.registry.quiesce(&self.registered, limit).await;
         self.hardware.quiet();
         if let Some(Listener { stop, stopped }) = self.listener {
             stop.signal(Ok(()));
             let _ = stopped.wait().await;
         }
         self.hardware.set_bus_master(false);
-        removal
+        quiesced.detach().await
     }
 }
 

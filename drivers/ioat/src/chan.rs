@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dma_fence::{Context, Fence, FenceError};
 use dmaengine::{
-    BoxFuture, ChannelOps, Flags, Operation, Rejected, StartError, SubmitReason, Work,
+    BoxFuture, ChannelOps, Client, Flags, Operation, Rejected, StartError, SubmitReason, Work,
 };
 use hal::dma::{DmaSpace, MapError, Mapping};
 use hal::irq::IrqLine;
@@ -42,6 +42,8 @@ pub(crate) struct Chan {
     /// What a stopped channel has not finished.
     unfinished: Mutex<Vec<Operation>>,
     terminations: Context,
+    /// Whom the channel works for, in the order in which they came.
+    pub(crate) clients: Mutex<Vec<Client>>,
     running: AtomicBool,
     pub(crate) doorbells: AtomicU64,
     pub(crate) interrupts: AtomicU64,
@@ -183,6 +185,7 @@ impl Chan {
             line: Mutex::new(line),
             unfinished: Mutex::default(),
             terminations: Context::new(),
+            clients: Mutex::default(),
             running: AtomicBool::new(false),
             doorbells: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
@@ -402,8 +405,21 @@ async fn reset(device: &Device, regs: &Regs) -> Result<(), StartError> {
 }
 
 impl ChannelOps for Chan {
-    fn start(&self) -> BoxFuture<'_, Result<(), StartError>> {
+    fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(self.start())
+    }
+
+    fn set_client<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
+        self.clients.lock().push(client.clone());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn release_client<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, ()> {
+        let mut clients = self.clients.lock();
+        if let Some(index) = clients.iter().position(|other| other == client) {
+            clients.remove(index);
+        }
+        Box::pin(async {})
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

@@ -132,9 +132,10 @@ impl Engine {
         self.device.is_gone()
     }
 
-    /// Lets the engine go, whether it still answers or not: what is in flight drains for at most
-    /// `limit`, then the channels stop; interrupts and bus mastering are off, rings, vectors and
-    /// timers freed. Not cancel-safe: run it in a task of its own.
+    /// Lets the engine go, whether it still answers or not: its clients have at most `limit` to let
+    /// go of it, then the channels stop; interrupts and bus mastering are off, rings, vectors and
+    /// timers freed; what was in flight is finished elsewhere. Not cancel-safe: run it in a task of
+    /// its own.
     pub async fn remove(self, limit: Duration) -> Removal {
         let Self {
             device,
@@ -144,7 +145,7 @@ impl Engine {
             dispatcher,
             ..
         } = self;
-        let removal = registry.unregister(&registered, limit).await;
+        let quiesced = registry.quiesce(&registered, limit).await;
         device.set_interrupts(IntrCtrl::empty());
         if let Some(Dispatcher { stop, stopped }) = dispatcher {
             stop.signal(Ok(()));
@@ -155,7 +156,8 @@ impl Engine {
             let line = chan.line.lock().take();
             drop(line);
         }
-        removal
+        // The engine reaches no memory any more: others may write where it would have.
+        quiesced.detach().await
     }
 }
 
@@ -362,6 +364,11 @@ impl fmt::Display for Engine {
                 chan.interrupts.load(Ordering::Relaxed),
                 chan.recoveries.load(Ordering::Relaxed),
             )?;
+            let clients = chan.clients.lock().clone();
+            for (index, client) in clients.iter().enumerate() {
+                let before = if index == 0 { " clients=" } else { "," };
+                write!(f, "{before}{client}")?;
+            }
         }
         Ok(())
     }

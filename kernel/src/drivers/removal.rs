@@ -32,7 +32,7 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
         failed_over,
         by_cpu,
         lost,
-        holders,
+        revoked,
         leaked,
         ..
     } = removal;
@@ -40,7 +40,7 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
         "hot: {address} {state} t={} refs={} inflight={in_flight} \
          failed_over={failed_over} cpu={by_cpu} lost={lost}",
         since.elapsed().as_micros(),
-        holders + leaked
+        revoked + leaked
     );
 }
 

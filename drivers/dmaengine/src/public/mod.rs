@@ -29,8 +29,9 @@ use spin::Mutex;
 
 use crate::capability::Capabilities;
 use crate::chan::{Chan, DmaChan};
+use crate::client::Client;
 use crate::device::DmaDevice;
-use crate::life::{self, Hold, RequestError};
+use crate::life::{self, Hold, RequestError, Sharing};
 use crate::registry::Registry;
 use drain::Drain;
 pub(crate) use drain::Drained;
@@ -220,6 +221,12 @@ impl Public {
     /// Withdraws a device if no client needs it; else says how many clients do.
     pub(crate) fn withdraw_idle(&self, device: &DmaDevice) -> Result<Withdrawn, usize> {
         let mut state = self.state.lock();
+        // Who comes from now on is refused, who came before is counted.
+        let leaving = |leaving| {
+            let chans = device.chans().iter();
+            chans.for_each(|chan| chan.life.set_leaving(leaving));
+        };
+        leaving(true);
         let mut clients: usize = device.chans().iter().map(|chan| chan.life.clients()).sum();
         if !device.info().capabilities.contains(Capabilities::PRIVATE) {
             // One who is interested is one client, however many channels there are.
@@ -228,6 +235,7 @@ impl Public {
             clients = clients.saturating_sub(holds) + state.interest;
         }
         if clients > 0 {
+            leaving(false);
             return Err(clients);
         }
         Ok(self.take(&mut state, device))
@@ -253,6 +261,7 @@ impl Public {
         let mut wanted = Vec::new();
         let mut state = self.state.lock();
         let interest = state.interest;
+        let client = Client::new("public");
         for member in &mut state.members {
             let out = member.refused || member.chan.life.is_exclusive();
             let want = if out { 0 } else { interest };
@@ -260,7 +269,7 @@ impl Public {
                 wanted.push(member.chan.clone());
             }
             while member.holds.len() < want {
-                match Hold::join(&member.chan, false) {
+                match Hold::join(&member.chan, &client, Sharing::Public) {
                     Ok(hold) => member.holds.push(hold),
                     // Removed, or requested by a client of its own, just now.
                     Err(_) => break,

@@ -108,7 +108,7 @@ fn s1_2_no_new_reference_while_the_channel_drains() {
         drop(opened);
         drop(found);
         let removal = removal.join().unwrap();
-        assert_eq!((removal.leaked, removal.lost, removal.holders), (0, 0, 0));
+        assert_eq!((removal.leaked, removal.lost, removal.revoked), (0, 0, 0));
         assert!(
             removal.drained < Duration::from_millis(2500),
             "it waited for nothing else"
@@ -404,7 +404,7 @@ fn s0_1_interest_refuses_an_unload_but_not_a_removal() {
     let (device, mocks) = self::device(&registry, 1);
     let _interest = block_on(registry.get_interest());
     let removal = block_on(registry.unregister(&device, SOON));
-    assert_eq!((removal.holders, removal.leaked), (0, 0));
+    assert_eq!((removal.revoked, removal.leaked), (0, 0));
     assert_eq!(mocks[0].state.lock().stops, 1);
 }
 
