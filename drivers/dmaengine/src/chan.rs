@@ -17,6 +17,7 @@ use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
 use crate::operation::{Back, Completion, Cookie, Operation};
+use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
 use crate::submitted::Submitted;
@@ -62,6 +63,7 @@ pub(crate) struct Chan {
     /// Those of the errors that a client asked for.
     terminated: AtomicU64,
     pub(crate) notice: Notice,
+    pub(crate) pace: Pace,
 }
 
 /// Tells clients that their channel's device is leaving.
@@ -100,6 +102,7 @@ impl Chan {
             errors: AtomicU64::new(0),
             terminated: AtomicU64::new(0),
             notice: Notice::default(),
+            pace: Pace::default(),
         }
     }
 

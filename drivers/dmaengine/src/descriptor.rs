@@ -18,9 +18,12 @@ pub struct Descriptor<K: Kind> {
 }
 
 impl<K: Kind> Descriptor<K> {
-    /// The buffers, instead of the operation. `None` never comes: the kind is the operation's own.
-    pub fn into_buffers(self) -> Option<K::Buffers> {
-        K::unwrap(self.work)
+    /// The buffers, instead of the operation.
+    pub fn into_buffers(self) -> K::Buffers {
+        match K::unwrap(self.work) {
+            Some(buffers) => buffers,
+            None => unreachable!("a descriptor's kind is its operation's"),
+        }
     }
 }
 

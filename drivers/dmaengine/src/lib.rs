@@ -21,17 +21,18 @@
 
 extern crate alloc;
 
+mod async_tx;
 mod capability;
 mod chan;
 mod channel;
 mod client;
-mod copy;
 mod cpu;
 mod descriptor;
 mod device;
 mod failover;
 mod life;
 mod operation;
+mod pace;
 mod prep;
 mod provider;
 mod public;
@@ -44,11 +45,11 @@ pub mod dmatest;
 #[cfg(test)]
 mod mock;
 
+pub use async_tx::{AsyncTx, Copied, CopyError, Sent};
 pub use capability::{Capabilities, Flags};
 pub use chan::{Counters, DmaChan};
 pub use channel::{Channel, SubmitError};
 pub use client::Client;
-pub use copy::{Copied, CopyError};
 pub use descriptor::Descriptor;
 pub use device::{DeviceInfo, DmaDevice, Phase};
 pub use life::RequestError;

@@ -146,6 +146,11 @@ pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal>
     Some(task::complete("removal", engine.remove(limit)).await)
 }
 
+/// The device behind the engine at `address`, where a driver has taken one.
+pub(super) fn device(address: Address) -> Option<DmaDevice> {
+    Some(ENGINES.lock().get(&address)?.device().clone())
+}
+
 /// What the driver says of the engine at `address`, where it has taken one.
 pub fn describe(address: Address) -> Option<String> {
     ENGINES.lock().get(&address).map(ToString::to_string)

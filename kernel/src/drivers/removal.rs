@@ -2,20 +2,21 @@
 
 use alloc::string::String;
 
-use dmaengine::Removal;
+use dmaengine::{Phase, Removal};
 use hal::pci::Address;
 use hal::time::{Duration, Instant};
 
 use super::engines;
+use crate::task;
 
-/// What is in flight may take so long to finish on the engine that is removed. What has not then
-/// is done elsewhere.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// Who uses an engine that is removed has so long to let go of it.
+const CLIENTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// A step of a removal, or of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Draining,
+    Quiet,
     Detached,
     Live,
 }
@@ -24,6 +25,7 @@ enum Step {
 fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
     let state = match step {
         Step::Draining => "draining",
+        Step::Quiet => "quiet",
         Step::Detached => "detached",
         Step::Live => "live",
     };
@@ -47,12 +49,23 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
 /// Takes the engine at `address` from its driver, whoever uses it. The error is one line.
 pub async fn unbind(address: Address) -> Result<(), String> {
     let since = Instant::now();
-    if engines::describe(address).is_none() {
+    let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
-    }
+    };
     tell(address, Step::Draining, since, &Removal::default());
-    match engines::unbind(address, DRAIN_LIMIT).await {
+    let quiet = async move {
+        device.reached(Phase::Quiet).await;
+        let in_flight = device.channels().map(|chan| chan.in_flight()).sum();
+        let removal = Removal {
+            in_flight,
+            ..Removal::default()
+        };
+        tell(address, Step::Quiet, since, &removal);
+    };
+    let quiet = task::spawn("removal", None, quiet);
+    match engines::unbind(address, CLIENTS_LIMIT).await {
         Some(removal) => {
+            quiet.await;
             tell(address, Step::Detached, since, &removal);
             match removal.lost {
                 0 => Ok(()),

@@ -136,7 +136,7 @@ fn a_removal_drains_and_leaves_nothing() {
     let removal = driven.remove();
     assert!(removal.in_flight <= 16, "{removal:?}");
     let redone = removal.failed_over + removal.by_cpu;
-    assert_eq!((redone, removal.lost, removal.holders), (0, 0, 1));
+    assert_eq!((redone, removal.lost, removal.revoked), (0, 0, 1));
     batch.into_iter().for_each(check);
     let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
     let error = channel.prep_memset(dst, 0, Flags::empty()).unwrap_err();

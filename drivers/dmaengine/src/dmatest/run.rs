@@ -15,9 +15,10 @@ use spin::Mutex;
 use super::params::{ParamError, Params, TestType};
 use super::random::Random;
 use super::thread::{Report, Thread};
+use crate::async_tx::AsyncTx;
 use crate::capability::Capabilities;
 use crate::chan::DmaChan;
-use crate::channel::Channel;
+use crate::client::Client;
 use crate::life::RequestError;
 use crate::registry::{Registry, names};
 
@@ -103,25 +104,31 @@ pub async fn run<'a>(
         check(chan, &params)?;
     }
     let mut buffers = buffers(&params, chans.len() * params.threads_per_chan)?;
-    let mut channels = Vec::new();
+    let client = Client::new("dmatest");
+    let mut ways = Vec::new();
     for chan in &chans {
-        channels.push(request(registry, chan).await?);
+        for _ in 0..params.threads_per_chan {
+            let way = AsyncTx::new(registry, &client, Some(chan)).await;
+            ways.push(way.map_err(|error| RunError::Request(chan.name().to_string(), error))?);
+        }
     }
+    let mut ways = ways.into_iter();
     let stop = Stop(Arc::default());
     let mut threads = Vec::new();
-    for channel in &channels {
+    for chan in &chans {
         let count = params.threads_per_chan;
         out(format_args!(
             "dmatest: Started {count} threads using {}",
-            channel.name()
+            chan.name()
         ));
         for index in 0..count {
-            let Some((src, dst)) = buffers.pop() else {
+            let (Some((src, dst)), Some(tx)) = (buffers.pop(), ways.next()) else {
                 break;
             };
             threads.push(spawn(Thread {
-                name: thread_name(channel, params.dmatest, index),
-                channel: channel.clone(),
+                name: thread_name(chan, params.dmatest, index),
+                chan: chan.clone(),
+                tx,
                 params: params.clone(),
                 stop: stop.0.clone(),
                 out: out.clone(),
@@ -147,12 +154,6 @@ pub async fn run<'a>(
         summary.bytes += report.bytes;
     }
     drop(stop);
-    for channel in channels {
-        // The threads have ended and so dropped theirs.
-        if let Some(channel) = Arc::into_inner(channel) {
-            channel.release().await;
-        }
-    }
     Ok(summary)
 }
 
@@ -219,18 +220,6 @@ fn buffers(params: &Params, pairs: usize) -> Result<Vec<(Memory, Memory)>, RunEr
         })
 }
 
-/// The CPU serves everybody; an engine's channel is requested for the test alone.
-async fn request(registry: &Registry, chan: &DmaChan) -> Result<Arc<Channel>, RunError> {
-    let channel = if chan.name() == registry.cpu().name() {
-        chan.share().await
-    } else {
-        chan.request().await
-    };
-    channel
-        .map(Arc::new)
-        .map_err(|error| RunError::Request(chan.name().to_string(), error))
-}
-
 fn spawn(thread: Thread) -> Started {
     static NEXT: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
     let (signaler, done): (Signaler, Fence) = Context::new().fence();
@@ -256,12 +245,12 @@ fn capability(test: TestType) -> Capabilities {
     }
 }
 
-fn thread_name(channel: &Channel, test: TestType, index: usize) -> String {
+fn thread_name(chan: &DmaChan, test: TestType, index: usize) -> String {
     let what = match test {
         TestType::Copy => "copy",
         TestType::Set => "set",
     };
-    format!("{}-{what}{index}", channel.name())
+    format!("{}-{what}{index}", chan.name())
 }
 
 fn summarize(name: &str, report: &Report, out: &Output) {

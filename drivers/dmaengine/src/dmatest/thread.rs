@@ -13,11 +13,10 @@ use super::params::{Params, TestType};
 use super::pattern::{self, Expected, Mismatch};
 use super::random::Random;
 use super::run::Output;
+use crate::async_tx::{AsyncTx, Sent};
 use crate::capability::Flags;
-use crate::channel::Channel;
-use crate::descriptor::Descriptor;
+use crate::chan::DmaChan;
 use crate::prep::PrepReason;
-use crate::provider::SubmitReason;
 use crate::submitted::Submitted;
 use crate::work::Kind;
 
@@ -40,7 +39,9 @@ pub(super) struct Report {
 
 pub(super) struct Thread {
     pub(super) name: String,
-    pub(super) channel: Arc<Channel>,
+    /// The channel that it tests, as long as its device stays.
+    pub(super) chan: DmaChan,
+    pub(super) tx: AsyncTx,
     pub(super) params: Arc<Params>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) out: Output,
@@ -76,7 +77,8 @@ impl Thread {
     pub(super) async fn run(self) -> Report {
         let Self {
             name,
-            channel,
+            chan,
+            tx,
             params,
             stop,
             out,
@@ -86,7 +88,8 @@ impl Thread {
         } = self;
         let test = Test {
             name: &name,
-            channel: &channel,
+            chan: &chan,
+            tx: &tx,
             params: &params,
             out: &out,
         };
@@ -118,6 +121,7 @@ impl Thread {
                 break;
             }
         }
+        tx.close().await;
         report
     }
 }
@@ -125,7 +129,8 @@ impl Thread {
 /// What does not change between the tests of a thread.
 struct Test<'a> {
     name: &'a str,
-    channel: &'a Channel,
+    chan: &'a DmaChan,
+    tx: &'a AsyncTx,
     params: &'a Params,
     out: &'a Output,
 }
@@ -157,7 +162,7 @@ impl Test<'_> {
         let params = self.params;
         let size = params.test_buf_size;
         let log2 = match params.alignment {
-            -1 => u32::from(self.channel.info().copy_align),
+            -1 => u32::from(self.chan.info().copy_align),
             log2 => log2 as u32,
         };
         // The buffers are at least as long as the alignment; checked before the threads start.
@@ -167,7 +172,7 @@ impl Test<'_> {
             0 => random.below(size) + 1,
             len => len,
         };
-        let len = down(len.min(self.channel.info().max_transfer)).max(1 << log2);
+        let len = down(len.min(self.chan.info().max_transfer)).max(1 << log2);
         let mut offset = || match params.norandom {
             true => 0,
             false => down(random.below(size - len + 1)),
@@ -236,9 +241,9 @@ impl Test<'_> {
             return (None, Err(Failure::End("dst range error", EIO)));
         };
         let start = Instant::now();
-        let prepared = self.channel.prep_memcpy(destination, source, self.flags());
-        let (buffers, result) = match prepared {
-            Ok(descriptor) => self.transfer(descriptor).await,
+        let sent = self.tx.memcpy(destination, source, self.flags()).await;
+        let (buffers, result) = match sent {
+            Ok(sent) => self.transfer(sent).await,
             Err(error) => (Some(error.buffers), Err(prep_failure(error.reason))),
         };
         *time += start.elapsed();
@@ -261,11 +266,9 @@ impl Test<'_> {
             return (None, Err(Failure::End("dst range error", EIO)));
         };
         let start = Instant::now();
-        let prepared = self
-            .channel
-            .prep_memset(destination, pattern::SET, self.flags());
-        let (buffers, result) = match prepared {
-            Ok(descriptor) => self.transfer(descriptor).await,
+        let sent = self.tx.memset(destination, pattern::SET, self.flags());
+        let (buffers, result) = match sent.await {
+            Ok(sent) => self.transfer(sent).await,
             Err(error) => (Some(error.buffers), Err(prep_failure(error.reason))),
         };
         *time += start.elapsed();
@@ -280,23 +283,10 @@ impl Test<'_> {
         }
     }
 
-    async fn transfer<K: Kind>(
-        &self,
-        descriptor: Descriptor<K>,
-    ) -> (Option<K::Buffers>, Result<(), Failure>) {
-        let submitted = match self.channel.submit_wait(descriptor).await {
-            Ok(submitted) => submitted,
-            Err(error) => {
-                let failure = match error.reason {
-                    SubmitReason::Gone => Failure::End("submit error: device gone", ENODEV),
-                    _ => Failure::Test("submit error", None, 0),
-                };
-                return (error.descriptor.into_buffers(), Err(failure));
-            }
-        };
-        self.channel.issue_pending();
+    async fn transfer<K: Kind>(&self, sent: Sent<K>) -> (Option<K::Buffers>, Result<(), Failure>) {
+        let Sent { submitted, via } = sent;
         let limit = Duration::from_millis(self.params.timeout);
-        let completed = timeout(limit, self.completed(submitted.fence())).await;
+        let completed = timeout(limit, self.completed(submitted.fence(), &via)).await;
         match completed {
             Ok(Ok(())) => (submitted.finish().await.buffers, Ok(())),
             Ok(Err(error)) => {
@@ -306,16 +296,16 @@ impl Test<'_> {
                 };
                 (submitted.finish().await.buffers, Err(failure))
             }
-            Err(_) => self.give_up(submitted).await,
+            Err(_) => self.give_up(submitted, &via).await,
         }
     }
 
-    async fn completed(&self, fence: &Fence) -> Result<(), FenceError> {
+    async fn completed(&self, fence: &Fence, via: &DmaChan) -> Result<(), FenceError> {
         if !self.params.polled {
             return fence.wait().await;
         }
         loop {
-            self.channel.poll();
+            via.inner.ops.poll();
             if let Some(result) = fence.result() {
                 return result;
             }
@@ -327,9 +317,10 @@ impl Test<'_> {
     async fn give_up<K: Kind>(
         &self,
         submitted: Submitted<K>,
+        via: &DmaChan,
     ) -> (Option<K::Buffers>, Result<(), Failure>) {
         let failure = Failure::Test("test timed out", None, 0);
-        let terminated = self.channel.terminate_all();
+        let terminated = via.inner.ops.terminate_all();
         let finished = timeout(RECOVERY_LIMIT, async {
             let finished = submitted.finish().await;
             let _ = terminated.wait().await;

@@ -90,6 +90,14 @@ impl Transaction {
     }
 }
 
+impl Transaction {
+    /// The one that `capability` serves, if there is such.
+    pub(crate) fn of(capability: Capabilities) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|transaction| transaction.capability() == capability)
+    }
+}
+
 impl fmt::Display for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.capability().fmt(f)

@@ -1,0 +1,397 @@
+//! Transfers for whoever does not care by what they are made: an engine, another one when that
+//! leaves, or the CPU. Linux: async_tx.
+//!
+//! A client that submits here has no retry of its own. What is in flight when an engine leaves is
+//! finished elsewhere by the removal; what is submitted then goes to another channel at once.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use dma_fence::FenceError;
+use hal::dma::{Destination, Source};
+use hal::time::{Duration, Instant};
+use spin::Mutex;
+
+use crate::capability::Flags;
+use crate::chan::DmaChan;
+use crate::channel::Channel;
+use crate::client::Client;
+use crate::descriptor::Descriptor;
+use crate::life::RequestError;
+use crate::prep::{PrepError, PrepReason};
+use crate::public::{Interest, Transaction};
+use crate::registry::Registry;
+use crate::submitted::{Finished, Submitted};
+use crate::work::{Kind, Memcpy, Memset};
+
+/// How long a transfer may be expected to take for it to be polled for. An interrupt and a change
+/// of tasks take about as long.
+const POLL_LIMIT: Duration = Duration::from_micros(25);
+
+/// A client's way to transfers.
+pub struct AsyncTx {
+    registry: Registry,
+    /// The channel to use as long as its device stays.
+    preferred: Mutex<Option<Arc<Channel>>>,
+    /// Taken where no channel is preferred: only while somebody is interested are channels found.
+    interest: Mutex<Option<Interest>>,
+}
+
+/// An operation under way, and who was given it.
+#[derive(Debug)]
+pub struct Sent<K: Kind> {
+    /// The operation.
+    pub submitted: Submitted<K>,
+    /// The channel that took it. Its device may leave, and another finish the operation.
+    pub via: DmaChan,
+}
+
+/// A copy that was made.
+#[derive(Debug)]
+pub struct Copied {
+    /// The destination, written.
+    pub dst: Destination,
+    /// The source, unchanged.
+    pub src: Source,
+    /// By which channel, unless that left meanwhile.
+    pub via: DmaChan,
+}
+
+/// A copy that was not made; the destination's bytes are undefined.
+#[derive(Debug)]
+pub enum CopyError {
+    /// It could not be prepared; the buffers come back.
+    Refused(PrepReason, Destination, Source),
+    /// It failed, and its buffers are lost with the device.
+    Failed(FenceError),
+}
+
+impl fmt::Display for CopyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reason, ..) => reason.fmt(f),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl AsyncTx {
+    /// Transfers by `preferred`, shared with others, as long as its device stays; by public channels
+    /// where none is preferred, or it has left. `client` is who the provider hears of.
+    pub async fn new(
+        registry: &Registry,
+        client: &Client,
+        preferred: Option<&DmaChan>,
+    ) -> Result<Self, RequestError> {
+        let tx = Self {
+            registry: registry.clone(),
+            preferred: Mutex::default(),
+            interest: Mutex::default(),
+        };
+        match preferred {
+            Some(chan) => {
+                let channel = Arc::new(chan.share_for(client).await?);
+                *tx.preferred.lock() = Some(channel);
+            }
+            None => tx.become_interested().await,
+        }
+        Ok(tx)
+    }
+
+    /// Gives everything up and waits until channels that nobody else needs have stopped.
+    pub async fn close(self) {
+        let preferred = self.preferred.lock().take();
+        if let Some(channel) = preferred.and_then(Arc::into_inner) {
+            channel.release().await;
+        }
+        let interest = self.interest.lock().take();
+        if let Some(interest) = interest {
+            interest.put().await;
+        }
+    }
+
+    /// Has all of `src` copied to `dst`, and issued: by what is there, in the end by the CPU. Waits
+    /// where a ring is full.
+    pub async fn memcpy(
+        &self,
+        dst: Destination,
+        src: Source,
+        flags: Flags,
+    ) -> Result<Sent<Memcpy>, PrepError<Memcpy>> {
+        self.send((dst, src), |channel, (dst, src)| {
+            channel.prep_memcpy(dst, src, flags)
+        })
+        .await
+    }
+
+    /// Has `dst` filled with `value`, as [`AsyncTx::memcpy`] copies.
+    pub async fn memset(
+        &self,
+        dst: Destination,
+        value: u8,
+        flags: Flags,
+    ) -> Result<Sent<Memset>, PrepError<Memset>> {
+        self.send(dst, |channel, dst| channel.prep_memset(dst, value, flags))
+            .await
+    }
+
+    /// Copies all of `src` to `dst` and waits for it: polling where it is expected to be short, else
+    /// by interrupt. What an engine fails, the CPU does.
+    pub async fn copy(&self, dst: Destination, src: Source) -> Result<Copied, CopyError> {
+        if let Some(channel) = self.preferred().await {
+            return copy(&self.registry, Some(&channel), dst, src).await;
+        }
+        copy(&self.registry, None, dst, src).await
+    }
+
+    async fn send<K: Kind>(
+        &self,
+        buffers: K::Buffers,
+        prep: impl Fn(&Channel, K::Buffers) -> Result<Descriptor<K>, PrepError<K>>,
+    ) -> Result<Sent<K>, PrepError<K>> {
+        let preferred = self.preferred().await;
+        send(&self.registry, preferred.as_deref(), buffers, &prep).await
+    }
+
+    /// The preferred channel, which is let go of when its device leaves: the removal waits for it.
+    async fn preferred(&self) -> Option<Arc<Channel>> {
+        let left = {
+            let mut preferred = self.preferred.lock();
+            match preferred.as_ref() {
+                Some(channel) if !channel.is_leaving() => return Some(channel.clone()),
+                Some(_) => preferred.take(),
+                None => return None,
+            }
+        };
+        self.become_interested().await;
+        drop(left);
+        None
+    }
+
+    async fn become_interested(&self) {
+        let interest = self.registry.get_interest().await;
+        let before = self.interest.lock().replace(interest);
+        drop(before);
+    }
+}
+
+impl fmt::Debug for AsyncTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AsyncTx")
+            .field(&*self.preferred.lock())
+            .finish()
+    }
+}
+
+/// As [`AsyncTx::copy`], by a public channel where one is found.
+pub(crate) async fn copy(
+    registry: &Registry,
+    preferred: Option<&Channel>,
+    dst: Destination,
+    src: Source,
+) -> Result<Copied, CopyError> {
+    let len = dst.len();
+    let prep = |channel: &Channel, (dst, src): (Destination, Source)| {
+        let polled = channel.chan().pace.expected(len) <= POLL_LIMIT;
+        let flags = if polled {
+            Flags::empty()
+        } else {
+            Flags::INTERRUPT
+        };
+        channel.prep_memcpy(dst, src, flags)
+    };
+    let sent = send::<Memcpy>(registry, preferred, (dst, src), &prep).await;
+    let Sent { submitted, via } = sent.map_err(|error| {
+        let (dst, src) = error.buffers;
+        CopyError::Refused(error.reason, dst, src)
+    })?;
+    let Finished { buffers, result } = finish(submitted, &via, len).await;
+    match (result, buffers) {
+        (Ok(()), Some((dst, src))) => Ok(Copied { dst, src, via }),
+        (Err(_), Some((dst, src))) => by_cpu(registry, dst, src).await,
+        (result, None) => Err(CopyError::Failed(
+            result.err().unwrap_or(FenceError::Abandoned),
+        )),
+    }
+}
+
+/// Submits to the first that takes it, and issues: the preferred channel, the one in this CPU's
+/// table, the CPU.
+async fn send<K: Kind>(
+    registry: &Registry,
+    preferred: Option<&Channel>,
+    mut buffers: K::Buffers,
+    prep: &impl Fn(&Channel, K::Buffers) -> Result<Descriptor<K>, PrepError<K>>,
+) -> Result<Sent<K>, PrepError<K>> {
+    if let Some(channel) = preferred {
+        match attempt(channel, buffers, prep).await {
+            Ok(sent) => return Ok(sent),
+            Err(error) => buffers = error.buffers,
+        }
+    }
+    if let Some(found) = Transaction::of(K::CAPABILITY).and_then(|what| registry.find(what))
+        && let Ok(opened) = found.open()
+    {
+        match attempt(&opened, buffers, prep).await {
+            Ok(sent) => return Ok(sent),
+            Err(error) => buffers = error.buffers,
+        }
+    }
+    attempt(&Channel::unheld(registry.cpu()), buffers, prep).await
+}
+
+async fn attempt<K: Kind>(
+    channel: &Channel,
+    buffers: K::Buffers,
+    prep: &impl Fn(&Channel, K::Buffers) -> Result<Descriptor<K>, PrepError<K>>,
+) -> Result<Sent<K>, PrepError<K>> {
+    let descriptor = prep(channel, buffers)?;
+    match channel.submit_wait(descriptor).await {
+        Ok(submitted) => {
+            channel.issue_pending();
+            let via = (**channel).clone();
+            Ok(Sent { submitted, via })
+        }
+        Err(error) => Err(PrepError {
+            reason: PrepReason::Gone,
+            buffers: error.descriptor.into_buffers(),
+        }),
+    }
+}
+
+/// Waits for an operation of `len` bytes: polls for as long as it may be expected to take; then an
+/// interrupt of its own is asked for, behind it in the ring.
+async fn finish<K: Kind>(submitted: Submitted<K>, via: &DmaChan, len: usize) -> Finished<K> {
+    let chan = &via.inner;
+    let begin = Instant::now();
+    let expected = chan.pace.expected(len);
+    if expected <= POLL_LIMIT {
+        let limit = (expected * 2).max(POLL_LIMIT);
+        while begin.elapsed() < limit && !submitted.fence().is_signalled() {
+            hal::task::yield_now().await;
+            chan.ops.poll();
+        }
+        if !submitted.fence().is_signalled() {
+            let channel = Channel::unheld(via.clone());
+            // Where it is refused, the provider's watchdog looks.
+            let interrupt = channel.prep_interrupt(Flags::INTERRUPT);
+            if let Ok(Ok(_)) = interrupt.map(|descriptor| channel.submit(descriptor)) {
+                channel.issue_pending();
+            }
+        }
+    }
+    let finished = submitted.finish().await;
+    chan.pace.learn(len, begin.elapsed());
+    finished
+}
+
+async fn by_cpu(registry: &Registry, dst: Destination, src: Source) -> Result<Copied, CopyError> {
+    let via = registry.cpu();
+    let channel = Channel::unheld(via.clone());
+    let descriptor = channel
+        .prep_memcpy(dst, src, Flags::empty())
+        .map_err(|error| {
+            let (dst, src) = error.buffers;
+            CopyError::Refused(error.reason, dst, src)
+        })?;
+    let submitted = channel.submit_wait(descriptor).await.map_err(|error| {
+        let (dst, src) = error.descriptor.into_buffers();
+        CopyError::Refused(PrepReason::Gone, dst, src)
+    })?;
+    channel.issue_pending();
+    match submitted.finish().await {
+        Finished {
+            buffers: Some((dst, src)),
+            result: Ok(()),
+        } => Ok(Copied { dst, src, via }),
+        Finished { result, .. } => Err(CopyError::Failed(
+            result.err().unwrap_or(FenceError::Abandoned),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Capabilities;
+    use crate::mock::{self, Mock};
+    use hal::dma::Memory;
+    use hal::host::block_on;
+    use hal::time::Duration;
+    use std::sync::Arc;
+
+    fn buffers(len: usize) -> (Destination, Source) {
+        let mut memory = Memory::new(len).unwrap();
+        memory.fill(0x5a);
+        let src = Source::new(Arc::new(memory), 0..len).unwrap();
+        (
+            Destination::new(Memory::new(len).unwrap(), 0..len).unwrap(),
+            src,
+        )
+    }
+
+    fn copied(registry: &Registry, len: usize) -> Copied {
+        let (dst, src) = buffers(len);
+        block_on(registry.copy(dst, src)).unwrap()
+    }
+
+    #[test]
+    fn without_engines_the_cpu_copies() {
+        let copied = copied(&Registry::new(), 5000);
+        assert_eq!(copied.via.name(), "cpu");
+        assert!(copied.dst.into_memory().iter().all(|&byte| byte == 0x5a));
+    }
+
+    #[test]
+    fn an_engine_copies_where_it_can() {
+        let registry = Registry::new();
+        let mock = Mock::eager(2);
+        registry.register(mock::info(), vec![mock]).unwrap();
+        assert_eq!(
+            copied(&registry, 100).via.name(),
+            "cpu",
+            "nobody is interested"
+        );
+        let _interest = block_on(registry.get_interest());
+        assert_eq!(copied(&registry, 100).via.name(), "dma0chan0");
+        assert_eq!(
+            copied(&registry, 2 << 20).via.name(),
+            "cpu",
+            "longer than it can"
+        );
+        let _exclusive = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+        assert_eq!(
+            copied(&registry, 100).via.name(),
+            "cpu",
+            "somebody has it alone"
+        );
+    }
+
+    #[test]
+    fn what_an_engine_fails_the_cpu_does() {
+        let registry = Registry::new();
+        let mock = Mock::new(2);
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let _interest = block_on(registry.get_interest());
+        let thread = std::thread::spawn(move || {
+            while !mock.finish(Err(FenceError::Device(1))) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let copied = copied(&registry, 64);
+        assert_eq!(copied.via.name(), "cpu");
+        assert_eq!(registry.channels()[0].counters().errors, 1);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn unequal_lengths_are_refused() {
+        let (dst, _) = buffers(10);
+        let (_, src) = buffers(11);
+        let error = block_on(Registry::new().copy(dst, src)).unwrap_err();
+        assert!(matches!(
+            error,
+            CopyError::Refused(PrepReason::LengthMismatch, ..)
+        ));
+    }
+}
