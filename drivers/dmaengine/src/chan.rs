@@ -143,7 +143,7 @@ impl Chan {
         let Descriptor {
             chan,
             work,
-            flags,
+            terms,
             kind,
         } = descriptor;
         let cookie = Cookie(*next);
@@ -152,7 +152,7 @@ impl Chan {
         let completion = Completion {
             chan: chan.clone(),
             cookie,
-            flags,
+            terms,
             back: back.clone(),
             signaler: Some(signaler),
         };
@@ -170,11 +170,11 @@ impl Chan {
             Err(rejected) => {
                 drop(next);
                 let reason = rejected.reason;
-                let work = rejected.operation.refuse();
+                let (work, terms) = rejected.operation.refuse();
                 let descriptor = Descriptor {
                     chan,
                     work,
-                    flags,
+                    terms,
                     kind,
                 };
                 Err((descriptor, reason))

@@ -1,13 +1,14 @@
 //! An operation under way: what a provider's ring holds.
 
 use alloc::sync::Arc;
-use core::fmt;
+use core::{fmt, mem};
 
 use dma_fence::{Fence, FenceError, Signaler};
 use spin::Mutex;
 
 use crate::capability::Flags;
 use crate::chan::Chan;
+use crate::descriptor::Terms;
 use crate::work::Work;
 
 /// A channel's own number for an operation: counts from 1 in the order of submission. It is the
@@ -36,7 +37,7 @@ pub(crate) type Back = Arc<Mutex<Option<Work>>>;
 pub(crate) struct Completion {
     pub(crate) chan: Arc<Chan>,
     pub(crate) cookie: Cookie,
-    pub(crate) flags: Flags,
+    pub(crate) terms: Terms,
     pub(crate) back: Back,
     /// Empty once completed, or when the operation was refused.
     pub(crate) signaler: Option<Signaler>,
@@ -59,7 +60,7 @@ impl Operation {
 
     /// What the client asked for.
     pub fn flags(&self) -> Flags {
-        self.completion.flags
+        self.completion.terms.flags
     }
 
     /// Its number in its channel.
@@ -67,11 +68,14 @@ impl Operation {
         self.completion.cookie
     }
 
-    /// Ends the operation: counts it, hands the buffers to the client, signals the fence. No
-    /// device reaches the buffers any more, and the caller holds no lock.
+    /// Ends the operation: counts it, hands the buffers to the client, signals the fence, runs the
+    /// client's callback. No device reaches the buffers any more, and the caller holds no lock.
     pub fn complete(self, result: Result<(), FenceError>) {
-        let Self { work, completion } = self;
-        completion.finish(work, result);
+        let Self {
+            work,
+            mut completion,
+        } = self;
+        completion.end(Some(work), result);
     }
 
     /// An observer of its fence.
@@ -82,12 +86,12 @@ impl Operation {
     /// Leaves its channel, of whose ring it is out, for another. Cookie and fence stay.
     pub(crate) fn move_to(&mut self, chan: &Arc<Chan>) {
         chan.enter();
-        let left = core::mem::replace(&mut self.completion.chan, chan.clone());
+        let left = mem::replace(&mut self.completion.chan, chan.clone());
         left.leave();
     }
 
     /// Takes back what never entered a ring.
-    pub(crate) fn refuse(self) -> Work {
+    pub(crate) fn refuse(self) -> (Work, Terms) {
         let Self {
             work,
             mut completion,
@@ -95,30 +99,31 @@ impl Operation {
         completion.chan.withdraw();
         // Nobody has seen the fence of a refused operation.
         drop(completion.signaler.take());
-        work
+        (work, mem::take(&mut completion.terms))
     }
 }
 
 impl Completion {
-    fn finish(mut self, work: Work, result: Result<(), FenceError>) {
+    /// Ends the operation, unless it has ended. Without `work` its buffers are lost.
+    fn end(&mut self, work: Option<Work>, result: Result<(), FenceError>) {
         let Some(signaler) = self.signaler.take() else {
             return;
         };
-        self.chan.count(&work, result);
-        *self.back.lock() = Some(work);
+        self.chan
+            .count(work.as_ref().unwrap_or(&Work::Interrupt), result);
+        *self.back.lock() = work;
         signaler.signal(result);
+        if let Some(callback) = self.terms.callback.take() {
+            callback(result);
+        }
+        // Last: who waits until nothing is in flight waits for the callbacks as well.
         self.chan.leave();
     }
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        if let Some(signaler) = self.signaler.take() {
-            self.chan
-                .count(&Work::Interrupt, Err(FenceError::Abandoned));
-            drop(signaler);
-            self.chan.leave();
-        }
+        self.end(None, Err(FenceError::Abandoned));
     }
 }
 

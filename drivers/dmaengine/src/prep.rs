@@ -1,7 +1,6 @@
 //! Preparing operations: what a channel can do with which buffers.
 
 use core::fmt;
-use core::marker::PhantomData;
 
 use hal::dma::{Destination, Source};
 
@@ -112,12 +111,7 @@ impl Channel {
     }
 
     fn descriptor<K: Kind>(&self, work: Work, flags: Flags) -> Descriptor<K> {
-        Descriptor {
-            chan: self.chan().clone(),
-            work,
-            flags,
-            kind: PhantomData,
-        }
+        Descriptor::new(self.chan().clone(), work, flags)
     }
 
     fn check<K: Kind>(&self, len: usize, places: &[u64]) -> Result<(), PrepReason> {
