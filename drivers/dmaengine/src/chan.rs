@@ -12,7 +12,9 @@ use dma_fence::{Fence, FenceError, next_context};
 use hal::time::Instant;
 use spin::{Mutex, Once};
 
+use crate::capability::Flags;
 use crate::client::Client;
+use crate::depend::Depend;
 use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
@@ -46,8 +48,9 @@ pub(crate) struct Chan {
     pub(crate) registry: Once<WeakRegistry>,
     /// Of the fences of this channel's operations.
     context: u64,
-    /// The next cookie. Its lock orders submissions, so that cookies follow the ring.
-    submit: Mutex<u64>,
+    /// Its lock orders submissions, so that cookies follow the ring.
+    submit: Mutex<Order>,
+    pub(crate) depend: Depend,
     /// Set under the submit lock: nothing enters afterwards.
     closed: AtomicBool,
     in_flight: AtomicUsize,
@@ -81,6 +84,13 @@ impl Notice {
     }
 }
 
+struct Order {
+    /// The next cookie.
+    next: u64,
+    /// The last operation in the ring that later ones start after.
+    fenced: u64,
+}
+
 impl Chan {
     pub(crate) fn new(name: String, info: Arc<DeviceInfo>, ops: Arc<dyn ChannelOps>) -> Self {
         Self {
@@ -90,7 +100,8 @@ impl Chan {
             life: Life::default(),
             registry: Once::new(),
             context: next_context(),
-            submit: Mutex::new(1),
+            submit: Mutex::new(Order { next: 1, fenced: 0 }),
+            depend: Depend::default(),
             closed: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             unfinished: Mutex::default(),
@@ -136,18 +147,28 @@ impl Chan {
         if !Arc::ptr_eq(self, &descriptor.chan) {
             return Err((descriptor, SubmitReason::Foreign));
         }
-        let mut next = self.submit.lock();
+        let mut order = self.submit.lock();
         if self.is_closed() {
             return Err((descriptor, SubmitReason::Gone));
         }
         let Descriptor {
             chan,
             work,
-            terms,
+            mut terms,
             kind,
         } = descriptor;
-        let cookie = Cookie(*next);
-        let (signaler, fence) = Fence::new(self.context, cookie.0);
+        let cookie = Cookie(order.next);
+        let flags = terms.flags;
+        terms.update();
+        let in_ring = |fence: &Fence| !fence.is_signalled() && fence.context() == self.context;
+        let kept = |fence: &Fence| in_ring(fence) && fence.seqno() <= order.fenced;
+        let waits = !terms.after().iter().all(kept);
+        let (signaler, fence) = if waits {
+            // It ends when others do, not in the order of this channel.
+            Fence::new(next_context(), 1)
+        } else {
+            Fence::new(self.context, cookie.0)
+        };
         let back = Back::default();
         let completion = Completion {
             chan: chan.clone(),
@@ -155,20 +176,32 @@ impl Chan {
             terms,
             back: back.clone(),
             signaler: Some(signaler),
+            waits,
         };
+        let operation = Operation::new(work, completion);
+        let submitted = Submitted {
+            cookie,
+            fence,
+            back,
+            kind: PhantomData,
+        };
+        if waits {
+            order.next += 1;
+            drop(order);
+            self.wait_for(operation);
+            return Ok(submitted);
+        }
         self.enter();
-        match self.ops.submit(Operation::new(work, completion)) {
+        match self.ops.submit(operation) {
             Ok(()) => {
-                *next += 1;
-                Ok(Submitted {
-                    cookie,
-                    fence,
-                    back,
-                    kind: PhantomData,
-                })
+                order.next += 1;
+                if flags.contains(Flags::FENCE) {
+                    order.fenced = cookie.0;
+                }
+                Ok(submitted)
             }
             Err(rejected) => {
-                drop(next);
+                drop(order);
                 let reason = rejected.reason;
                 let (work, terms) = rejected.operation.refuse();
                 let descriptor = Descriptor {
@@ -189,15 +222,25 @@ impl Chan {
         mut descriptor: Descriptor<K>,
     ) -> Result<Submitted<K>, (Descriptor<K>, SubmitReason)> {
         loop {
-            let left = self.left.load(Ordering::Acquire);
+            let left = self.left();
             match self.submit(descriptor) {
                 Err((back, SubmitReason::Full)) => descriptor = back,
                 other => return other,
             }
             self.ops.issue_pending();
-            let changed = || self.left.load(Ordering::Acquire) != left || self.is_closed();
-            self.room.until(|| changed().then_some(())).await;
+            self.room_since(left).await;
         }
+    }
+
+    /// How many operations have left the ring so far.
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Waits until more than `left` operations have left the ring, or none enters any more.
+    pub(crate) async fn room_since(&self, left: u64) {
+        let changed = || self.left() != left || self.is_closed();
+        self.room.until(|| changed().then_some(())).await;
     }
 
     /// Counts an operation that has ended.

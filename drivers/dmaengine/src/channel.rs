@@ -102,14 +102,16 @@ impl Channel {
     /// Gives up everything submitted so far by all of this channel's clients. Returns at once;
     /// the operations complete, with an error, when the hardware has let go of them.
     pub fn terminate_all(&self) -> Fence {
+        self.chan().terminate_waiting();
         self.chan().ops.terminate_all()
     }
 
-    /// Waits until nothing is in flight, polling: everything submitted before the call has
-    /// completed or failed. Bounded by the provider's limits.
+    /// Waits until nothing is in flight or waits for others, polling: everything submitted before
+    /// the call has completed or failed. Bounded by the provider's limits, and by what operations
+    /// depend on.
     pub async fn synchronize(&self) {
         self.issue_pending();
-        while self.in_flight() > 0 {
+        while self.in_flight() + self.waiting() > 0 {
             self.poll();
             hal::task::yield_now().await;
         }

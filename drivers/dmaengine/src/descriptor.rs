@@ -2,17 +2,18 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::fmt;
+use alloc::vec::Vec;
 use core::marker::PhantomData;
+use core::{fmt, mem};
 
-use dma_fence::FenceError;
+use dma_fence::{Fence, FenceError};
 
 use crate::capability::Flags;
 use crate::chan::Chan;
 use crate::work::{Kind, Work};
 
 /// What a client leaves to be run when an operation has ended.
-type Callback = Box<dyn FnOnce(Result<(), FenceError>) + Send>;
+pub(crate) type Callback = Box<dyn FnOnce(Result<(), FenceError>) + Send>;
 
 /// A prepared operation: checked against its channel, owning its buffers, holding nothing of the
 /// channel's. Dropping it frees the buffers.
@@ -27,7 +28,42 @@ pub struct Descriptor<K: Kind> {
 #[derive(Default)]
 pub(crate) struct Terms {
     pub(crate) flags: Flags,
-    pub(crate) callback: Option<Callback>,
+    /// Seldom there.
+    more: Option<Box<More>>,
+}
+
+#[derive(Default)]
+struct More {
+    callback: Option<Callback>,
+    /// What it depends on.
+    after: Vec<Fence>,
+}
+
+impl Terms {
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
+    pub(crate) fn take_callback(&mut self) -> Option<Callback> {
+        self.more.as_mut()?.callback.take()
+    }
+
+    /// What the operation depends on.
+    pub(crate) fn after(&self) -> &[Fence] {
+        self.more.as_ref().map_or(&[], |more| &more.after)
+    }
+
+    pub(crate) fn take_after(&mut self) -> Vec<Fence> {
+        let more = self.more.as_mut();
+        more.map_or_else(Vec::new, |more| mem::take(&mut more.after))
+    }
+
+    /// Drops the dependencies that have ended well.
+    pub(crate) fn update(&mut self) {
+        if let Some(more) = &mut self.more {
+            more.after.retain(|fence| fence.result() != Some(Ok(())));
+        }
+    }
 }
 
 impl<K: Kind> Descriptor<K> {
@@ -53,7 +89,17 @@ impl<K: Kind> Descriptor<K> {
         mut self,
         callback: impl FnOnce(Result<(), FenceError>) + Send + 'static,
     ) -> Self {
-        self.terms.callback = Some(Box::new(callback));
+        self.terms.more().callback = Some(Box::new(callback));
+        self
+    }
+
+    /// Has the operation start after the work behind `fence` has ended: an operation of this channel,
+    /// of another, or anything else. Submitting does not wait for that. Where the work stands before
+    /// it in the same ring and carries [`Flags::FENCE`], the engine keeps the order; else the
+    /// operation waits outside the ring and is issued by itself. If the work ends with an error, so
+    /// does the operation, with the same one.
+    pub fn after(mut self, fence: &Fence) -> Self {
+        self.terms.more().after.push(fence.clone());
         self
     }
 
@@ -82,7 +128,6 @@ mod tests {
     use hal::time::Duration;
     use spin::Mutex;
     use std::vec;
-    use std::vec::Vec;
 
     type Ends = Arc<Mutex<Vec<(u64, Result<(), FenceError>)>>>;
 

@@ -11,8 +11,8 @@
 //! Addresses appear nowhere: the provider maps an operation when it enters its ring, so that the
 //! same operation can run on another device.
 //!
-//! Everything runs in task context. Lock order: a channel's submit lock → the provider's locks;
-//! fences are signalled outside all of them.
+//! Everything runs in task context. Lock order: a channel's waiting operations → its submit lock →
+//! the provider's locks; fences are signalled and callbacks run outside all of them.
 //!
 //! Names follow Linux's dmaengine (Documentation/driver-api/dmaengine/client.rst, provider.rst).
 
@@ -27,6 +27,7 @@ mod chan;
 mod channel;
 mod client;
 mod cpu;
+mod depend;
 mod descriptor;
 mod device;
 mod failover;
@@ -50,6 +51,7 @@ pub use capability::{Capabilities, Flags};
 pub use chan::{Counters, DmaChan};
 pub use channel::{Channel, SubmitError};
 pub use client::Client;
+pub use depend::waiting;
 pub use descriptor::Descriptor;
 pub use device::{DeviceInfo, DmaDevice, Phase};
 pub use life::RequestError;

@@ -1,6 +1,7 @@
 //! An operation under way: what a provider's ring holds.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::{fmt, mem};
 
 use dma_fence::{Fence, FenceError, Signaler};
@@ -12,7 +13,7 @@ use crate::descriptor::Terms;
 use crate::work::Work;
 
 /// A channel's own number for an operation: counts from 1 in the order of submission. It is the
-/// sequence number of the operation's fence.
+/// sequence number of the operation's fence, unless the operation waits for others outside the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cookie(pub u64);
 
@@ -41,6 +42,8 @@ pub(crate) struct Completion {
     pub(crate) back: Back,
     /// Empty once completed, or when the operation was refused.
     pub(crate) signaler: Option<Signaler>,
+    /// It waits for others outside the ring, and is counted there.
+    pub(crate) waits: bool,
 }
 
 impl Operation {
@@ -83,11 +86,26 @@ impl Operation {
         self.completion.signaler.as_ref().and_then(Signaler::fence)
     }
 
-    /// Leaves its channel, of whose ring it is out, for another. Cookie and fence stay.
+    /// Leaves its channel, of whose ring it is out, for another, or its channel's waiting ones for
+    /// the ring. Cookie and fence stay.
     pub(crate) fn move_to(&mut self, chan: &Arc<Chan>) {
         chan.enter();
-        let left = mem::replace(&mut self.completion.chan, chan.clone());
-        left.leave();
+        self.completion.leave();
+        self.completion.waits = false;
+        self.completion.chan = chan.clone();
+    }
+
+    /// What it depends on. Its ring keeps no order for it then.
+    pub(crate) fn take_after(&mut self) -> Vec<Fence> {
+        self.completion.terms.take_after()
+    }
+
+    /// Waits outside the ring that has refused it.
+    pub(crate) fn wait(&mut self) {
+        if !mem::replace(&mut self.completion.waits, true) {
+            self.completion.chan.depend.enter();
+            self.completion.chan.withdraw();
+        }
     }
 
     /// Takes back what never entered a ring.
@@ -109,15 +127,33 @@ impl Completion {
         let Some(signaler) = self.signaler.take() else {
             return;
         };
+        // What stood before it in the ring has ended, perhaps badly.
+        let failed = |fence: &Fence| fence.result()?.err();
+        let result = result.and(
+            self.terms
+                .after()
+                .iter()
+                .find_map(failed)
+                .map_or(Ok(()), Err),
+        );
         self.chan
             .count(work.as_ref().unwrap_or(&Work::Interrupt), result);
         *self.back.lock() = work;
         signaler.signal(result);
-        if let Some(callback) = self.terms.callback.take() {
+        if let Some(callback) = self.terms.take_callback() {
             callback(result);
         }
         // Last: who waits until nothing is in flight waits for the callbacks as well.
-        self.chan.leave();
+        self.leave();
+    }
+
+    /// Is not counted any more where it is.
+    fn leave(&self) {
+        if self.waits {
+            self.chan.depend.leave();
+        } else {
+            self.chan.leave();
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub fn now() -> Audit {
     // A channel has one ring, its completion word in the same memory. A copy maps two buffers.
     let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
     leaked += vectors.saturating_sub(super::vectors() + serial::vectors());
-    if clients == 0 && in_flight == 0 {
+    if clients == 0 && in_flight == 0 && dmaengine::waiting() == 0 {
         leaked += fences.saturating_sub(super::fences()) + machine::buffers().saturating_sub(rings);
     }
     Audit {
