@@ -1,23 +1,25 @@
-//! A machine inside a process, for tests: tasks on a thread pool, an arena as physical memory.
+//! A machine inside a process, for tests: tasks on threads, an arena as physical memory.
 //!
 //! The arena's physical addresses start at [`ARENA_PHYS`], so that no test confuses them with
 //! pointers. A device model reaches the arena by [`bus_read`] and [`bus_write`].
 //! [`install_default`] runs by itself at the first use.
 
 use alloc::alloc::{Layout, alloc_zeroed};
+mod tasks;
+
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering, fence};
 use core::task::Waker;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use buddy_system_allocator::Heap;
+use buddy_system_allocator::FrameAllocator;
 use smallvec::smallvec;
+use tasks::{Timers, lock};
 
 use crate::cpu::{BarrierTimeout, COUNTERS};
 use crate::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, PAGE, RawMapping};
@@ -32,7 +34,8 @@ pub const CPUS: usize = 16;
 
 struct Arena {
     base: NonNull<u8>,
-    heap: Mutex<Heap<40>>,
+    /// Its pages, by number. Kept outside the arena, where no device can write them.
+    free: Mutex<FrameAllocator>,
 }
 
 // SAFETY: `base` is only used to compute addresses; the memory behind it is handed out to one
@@ -47,20 +50,18 @@ fn arena() -> &'static Arena {
         let layout = Layout::from_size_align(ARENA_LEN, ARENA_LEN).expect("a power of two");
         // SAFETY: the layout is not empty. The memory is never freed: it is the machine's.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("memory for the arena");
-        let mut heap = Heap::empty();
-        // SAFETY: the range is ours alone and lives forever.
-        unsafe { heap.init(base.as_ptr() as usize, ARENA_LEN) };
+        let mut free = FrameAllocator::new();
+        free.add_frame(0, ARENA_LEN / PAGE);
         Arena {
             base,
-            heap: Mutex::new(heap),
+            free: Mutex::new(free),
         }
     })
 }
 
 struct Host {
     start: Instant,
-    next_timer: AtomicU64,
-    timers: Mutex<BTreeMap<TimerId, smol::Task<()>>>,
+    timers: Timers,
 }
 
 impl Machine for Host {
@@ -69,25 +70,14 @@ impl Machine for Host {
     }
 
     fn set_timer(&self, deadline_ns: u64, waker: Waker) -> TimerId {
-        let id = TimerId(self.next_timer.fetch_add(1, Ordering::Relaxed));
-        let after = Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()));
-        let mut timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
-        let task = smol::spawn(async move {
-            smol::Timer::after(after).await;
-            waker.wake();
-        });
-        timers.insert(id, task);
-        id
+        // The end of time, where it is too far off to be told.
+        let deadline = self.start.checked_add(Duration::from_nanos(deadline_ns));
+        let never = || Instant::now() + Duration::from_secs(1 << 30);
+        host().timers.set(deadline.unwrap_or_else(never), waker)
     }
 
     fn cancel_timer(&self, timer: TimerId) {
-        // Dropped outside the lock: the task's waker may lead back here.
-        let task = self
-            .timers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&timer);
-        drop(task);
+        self.timers.cancel(timer);
     }
 
     fn spawn(
@@ -96,26 +86,18 @@ impl Machine for Host {
         _: Option<usize>,
         task: Pin<Box<dyn Future<Output = ()> + Send>>,
     ) {
-        smol::spawn(task).detach();
+        tasks::spawn(task);
     }
 
     fn alloc_memory(&self, len: usize, align: usize, limit: u64) -> Option<RawMemory> {
         if limit < ARENA_PHYS + ARENA_LEN as u64 || len > ARENA_LEN {
             return None;
         }
-        // The buddy heap's blocks are powers of two, aligned to their size: a block of at least
-        // the alignment is aligned, and its length alone tells its size when it comes back.
+        // Blocks are powers of two, aligned to their size: one of at least the alignment is
+        // aligned, and its length alone tells its size when it comes back.
         let len = len.max(align);
-        let layout = Layout::from_size_align(len, PAGE).ok()?;
         let arena = arena();
-        let ptr = arena
-            .heap
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .alloc(layout)
-            .ok()?;
-        let offset = ptr.as_ptr() as usize - arena.base.as_ptr() as usize;
-        // Derived from the arena's own pointer, so that it may reach the whole allocation.
+        let offset = lock(&arena.free).alloc(len / PAGE)? * PAGE;
         // SAFETY: `offset` is inside the arena.
         let ptr = unsafe { arena.base.add(offset) };
         Some(RawMemory {
@@ -126,15 +108,8 @@ impl Machine for Host {
     }
 
     unsafe fn free_memory(&self, memory: RawMemory) {
-        let layout = Layout::from_size_align(memory.len, PAGE).expect("as it was allocated");
-        // SAFETY: the caller returns what `alloc_memory` gave.
-        unsafe {
-            arena()
-                .heap
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .dealloc(memory.ptr, layout);
-        }
+        let offset = (memory.phys - ARENA_PHYS) as usize;
+        lock(&arena().free).dealloc(offset / PAGE, memory.len / PAGE);
     }
 
     fn barrier(&self) -> Result<(), BarrierTimeout> {
@@ -149,19 +124,22 @@ impl Machine for Host {
     }
 }
 
+fn host() -> &'static Host {
+    static HOST: OnceLock<Host> = OnceLock::new();
+    HOST.get_or_init(|| Host {
+        start: Instant::now(),
+        timers: Timers::default(),
+    })
+}
+
 /// Installs the host as the machine. Further calls do nothing.
 pub fn install_default() {
-    static HOST: OnceLock<Host> = OnceLock::new();
-    install(HOST.get_or_init(|| Host {
-        start: Instant::now(),
-        next_timer: AtomicU64::new(1),
-        timers: Mutex::new(BTreeMap::new()),
-    }));
+    install(host());
 }
 
 /// Runs `future` to its end on the caller's thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    smol::block_on(future)
+    tasks::block_on(future)
 }
 
 struct Direct;
