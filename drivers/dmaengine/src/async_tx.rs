@@ -17,7 +17,7 @@ use crate::chan::DmaChan;
 use crate::channel::Channel;
 use crate::client::Client;
 use crate::descriptor::Descriptor;
-use crate::life::RequestError;
+use crate::life::{RequestError, Sharing};
 use crate::prep::{PrepError, PrepReason};
 use crate::public::{Interest, Transaction};
 use crate::registry::Registry;
@@ -88,13 +88,17 @@ impl AsyncTx {
             preferred: Mutex::default(),
             interest: Mutex::default(),
         };
-        match preferred {
-            Some(chan) => {
-                let channel = Arc::new(chan.share_for(client).await?);
-                *tx.preferred.lock() = Some(channel);
+        if let Some(chan) = preferred {
+            match chan.take(client, Sharing::Routed).await {
+                Ok(channel) => {
+                    *tx.preferred.lock() = Some(Arc::new(channel));
+                    return Ok(tx);
+                }
+                Err(RequestError::Gone) => {}
+                Err(error) => return Err(error),
             }
-            None => tx.become_interested().await,
         }
+        tx.become_interested().await;
         Ok(tx)
     }
 
@@ -153,7 +157,7 @@ impl AsyncTx {
         send(&self.registry, preferred.as_deref(), buffers, &prep).await
     }
 
-    /// The preferred channel, which is let go of when its device leaves: the removal waits for it.
+    /// The preferred channel, which is let go of when its device leaves.
     async fn preferred(&self) -> Option<Arc<Channel>> {
         let left = {
             let mut preferred = self.preferred.lock();

@@ -58,7 +58,11 @@ impl DmaChan {
         self.share_for(&Client::default()).await
     }
 
-    async fn take(&self, client: &Client, sharing: Sharing) -> Result<Channel, RequestError> {
+    pub(crate) async fn take(
+        &self,
+        client: &Client,
+        sharing: Sharing,
+    ) -> Result<Channel, RequestError> {
         Ok(Channel {
             hold: Some(Hold::take(&self.inner, client, sharing).await?),
             handle: self.clone(),

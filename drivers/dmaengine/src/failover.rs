@@ -138,7 +138,7 @@ async fn choose(
         if !fits(&chan.inner, &operation) {
             continue;
         }
-        let Ok(hold) = Hold::take(&chan.inner, &client, Sharing::Shared).await else {
+        let Ok(hold) = Hold::take(&chan.inner, &client, Sharing::Routed).await else {
             continue;
         };
         let taken = Vec::new();

@@ -56,6 +56,9 @@ impl fmt::Display for RequestError {
 pub(crate) enum Sharing {
     /// By its interest in all public channels.
     Public,
+    /// Together with others, by a part of this layer that finds another way when the device
+    /// leaves: a removal need not wait for it.
+    Routed,
     /// Together with others.
     Shared,
     /// For itself alone.
@@ -113,6 +116,11 @@ impl State {
         self.held().any(|bound| bound.sharing == sharing)
     }
 
+    /// Whether somebody asked for this very channel, and not for itself alone.
+    fn is_shared(&self) -> bool {
+        self.has(Sharing::Shared) || self.has(Sharing::Routed)
+    }
+
     fn find(&mut self, id: u64) -> Option<&mut Bound> {
         self.clients.iter_mut().find(|bound| bound.id == id)
     }
@@ -144,10 +152,10 @@ impl Life {
         state.held().map(|bound| bound.client.clone()).collect()
     }
 
-    /// Clients that asked for this very channel.
+    /// Clients that would lose what they hold if the channel went.
     pub(crate) fn holders(&self) -> usize {
         let state = self.state.lock();
-        let own = |bound: &&Bound| bound.sharing != Sharing::Public;
+        let own = |bound: &&Bound| matches!(bound.sharing, Sharing::Shared | Sharing::Exclusive);
         state.held().filter(own).count()
     }
 
@@ -171,7 +179,7 @@ impl Life {
         self.state.lock().leaving = leaving;
     }
 
-    /// Waits until nobody holds this very channel, at most until `deadline`.
+    /// Waits until nobody would lose it, at most until `deadline`.
     pub(crate) async fn released(&self, deadline: Instant) {
         let none = || (self.holders() == 0).then_some(());
         let limit = deadline - Instant::now();
@@ -217,7 +225,7 @@ impl Hold {
                 return Err(RequestError::Gone);
             }
             let busy = state.has(Sharing::Exclusive)
-                || (sharing == Sharing::Exclusive && state.has(Sharing::Shared));
+                || (sharing == Sharing::Exclusive && state.is_shared());
             if busy {
                 return Err(RequestError::Busy);
             }
