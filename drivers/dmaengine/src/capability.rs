@@ -4,7 +4,7 @@ use core::fmt;
 
 bitflags::bitflags! {
     /// What a device can do. Linux: enum dma_transaction_type.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Capabilities: u32 {
         /// Copies memory.
         const MEMCPY = 1 << 0;
@@ -12,7 +12,7 @@ bitflags::bitflags! {
         const MEMSET = 1 << 1;
         /// Writes the exclusive or of several sources.
         const XOR = 1 << 2;
-        /// Checks that sources and destination cancel out.
+        /// Checks that the exclusive or of several sources is zero.
         const XOR_VAL = 1 << 3;
         /// Computes the two parities of RAID 6.
         const PQ = 1 << 4;

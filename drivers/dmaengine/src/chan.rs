@@ -33,7 +33,9 @@ pub struct Counters {
     pub copies: u64,
     /// Fills completed without error.
     pub fills: u64,
-    /// Bytes written by both.
+    /// Exclusive ors, parities and their checks, completed without error.
+    pub parities: u64,
+    /// Bytes of each buffer of all these.
     pub bytes: u64,
     /// Operations that ended with an error.
     pub errors: u64,
@@ -61,6 +63,7 @@ pub(crate) struct Chan {
     room: WaitList,
     copies: AtomicU64,
     fills: AtomicU64,
+    parities: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
     /// Those of the errors that a client asked for.
@@ -109,6 +112,7 @@ impl Chan {
             room: WaitList::default(),
             copies: AtomicU64::new(0),
             fills: AtomicU64::new(0),
+            parities: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             terminated: AtomicU64::new(0),
@@ -256,6 +260,7 @@ impl Chan {
             Work::Memcpy { .. } => self.copies.fetch_add(1, Ordering::Relaxed),
             Work::Memset { .. } => self.fills.fetch_add(1, Ordering::Relaxed),
             Work::Interrupt => return,
+            _ => self.parities.fetch_add(1, Ordering::Relaxed),
         };
         self.bytes.fetch_add(work.len() as u64, Ordering::Relaxed);
     }
@@ -299,6 +304,7 @@ impl Chan {
         Counters {
             copies: self.copies.load(Ordering::Relaxed),
             fills: self.fills.load(Ordering::Relaxed),
+            parities: self.parities.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
         }

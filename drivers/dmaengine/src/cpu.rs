@@ -25,13 +25,18 @@ const QUEUE: usize = 1024;
 /// Operations done in one go, before the rest is left to a task that yields.
 const BATCH: usize = 64;
 
+/// Everything.
+const KINDS: Capabilities = Capabilities::all().difference(Capabilities::PRIVATE);
+
 /// The channel `cpu`.
 pub(crate) fn channel() -> Chan {
     let info = DeviceInfo {
         provider: String::from("cpu"),
-        capabilities: Capabilities::MEMCPY | Capabilities::MEMSET | Capabilities::INTERRUPT,
+        capabilities: KINDS,
         copy_align: 0,
         max_transfer: isize::MAX as usize,
+        max_xor: u8::MAX,
+        max_pq: u8::MAX,
         address_bits: 64,
         node: None,
     };
@@ -77,6 +82,10 @@ impl Cpu {
 }
 
 impl ChannelOps for Cpu {
+    fn kinds(&self) -> Capabilities {
+        KINDS
+    }
+
     fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(async { Ok(()) })
     }

@@ -21,6 +21,10 @@ pub struct DeviceInfo {
     pub copy_align: u8,
     /// Bytes that one operation moves at most, however many descriptors that takes.
     pub max_transfer: usize,
+    /// Sources of one exclusive or, or of its check, at most; 0 where it has neither.
+    pub max_xor: u8,
+    /// Sources of one pair of parities, or of their check, at most; 0 where it has neither.
+    pub max_pq: u8,
     /// Address lines: the device reaches memory below 2 to this power.
     pub address_bits: u8,
     /// The NUMA node it is near to.
@@ -109,7 +113,8 @@ impl DmaDevice {
     }
 }
 
-/// `dmaN PROVIDER caps=LIST channels=N align=BYTES max=BYTES bits=N`.
+/// `dmaN PROVIDER caps=LIST channels=N align=BYTES max=BYTES bits=N`, and where it has them
+/// `xor=SOURCES`, `pq=SOURCES` and `node=N`.
 impl fmt::Display for DmaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();
@@ -124,6 +129,12 @@ impl fmt::Display for DmaDevice {
             info.max_transfer,
             info.address_bits
         )?;
+        if info.max_xor > 0 {
+            write!(f, " xor={}", info.max_xor)?;
+        }
+        if info.max_pq > 0 {
+            write!(f, " pq={}", info.max_pq)?;
+        }
         match info.node {
             Some(node) => write!(f, " node={node}"),
             None => Ok(()),

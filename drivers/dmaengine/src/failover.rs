@@ -15,7 +15,6 @@ use hal::time::{Duration, poll_until};
 use crate::capability::Capabilities;
 use crate::chan::Chan;
 use crate::client::Client;
-use crate::device::DeviceInfo;
 use crate::life::{Hold, Sharing};
 use crate::operation::Operation;
 use crate::provider::{Rejected, SubmitReason};
@@ -155,17 +154,10 @@ async fn choose(
 }
 
 fn fits(chan: &Arc<Chan>, operation: &Operation) -> bool {
-    let DeviceInfo {
-        capabilities,
-        max_transfer,
-        copy_align,
-        ..
-    } = *chan.info;
-    let work = operation.work();
-    capabilities.contains(work.capability())
-        && !capabilities.contains(Capabilities::PRIVATE)
-        && work.len() <= max_transfer
-        && work.places() & ((1 << copy_align) - 1) == 0
+    let info = &chan.info;
+    let shape = operation.work().shape();
+    !info.capabilities.contains(Capabilities::PRIVATE)
+        && shape.is_ok_and(|shape| shape.fits(info).is_ok())
 }
 
 fn by_cpu(registry: &Registry, mut operation: Operation) {

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) fail: bool,
     /// Flips a bit of every copy.
     pub(crate) corrupt: bool,
+    /// Work that it refuses.
+    pub(crate) refused: Capabilities,
 }
 
 impl Mock {
@@ -92,12 +94,18 @@ pub(crate) fn info() -> DeviceInfo {
         capabilities: Capabilities::MEMCPY | Capabilities::MEMSET | Capabilities::INTERRUPT,
         copy_align: 0,
         max_transfer: 1 << 20,
+        max_xor: 0,
+        max_pq: 0,
         address_bits: 64,
         node: None,
     }
 }
 
 impl ChannelOps for Mock {
+    fn kinds(&self) -> Capabilities {
+        self.state.lock().refused.complement()
+    }
+
     fn start<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(async move {
             self.trace(format!("alloc {client}"));
@@ -133,6 +141,9 @@ impl ChannelOps for Mock {
 
     fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
         let mut state = self.state.lock();
+        if state.refused.contains(operation.work().capability()) {
+            return Err(Rejected::new(operation, SubmitReason::Unsupported));
+        }
         if state.ring.len() == self.slots {
             return Err(Rejected::new(operation, SubmitReason::Full));
         }

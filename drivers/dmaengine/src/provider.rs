@@ -9,6 +9,7 @@ use core::pin::Pin;
 use dma_fence::Fence;
 use hal::dma::{CoherentError, MapError};
 
+use crate::capability::Capabilities;
 use crate::client::Client;
 use crate::operation::Operation;
 
@@ -24,6 +25,10 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// the driver completes exactly once with [`Operation::complete`], in the order of submission,
 /// outside its locks, and only after the device can no longer reach the operation's buffers.
 pub trait ChannelOps: Send + Sync {
+    /// The kinds of work that [`ChannelOps::submit`] takes. A device is registered with no more
+    /// capabilities than all of its channels have.
+    fn kinds(&self) -> Capabilities;
+
     /// Allocates what the channel needs and makes the hardware ready, for `client` and those that
     /// come later. Bounded in time.
     fn start<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), StartError>>;
@@ -106,6 +111,8 @@ pub enum SubmitReason {
     Full,
     /// It needs more descriptors than the ring has.
     TooLarge,
+    /// The channel does not do such work.
+    Unsupported,
     /// Its memory could not be mapped.
     Map(MapError),
     /// The device is gone or being removed, or the channel is not running.
@@ -119,6 +126,7 @@ impl fmt::Display for SubmitReason {
         match self {
             Self::Full => f.write_str("the ring is full"),
             Self::TooLarge => f.write_str("larger than the ring"),
+            Self::Unsupported => f.write_str("the channel does not do that"),
             Self::Map(error) => error.fmt(f),
             Self::Gone => f.write_str("the device is gone"),
             Self::Foreign => f.write_str("prepared for another channel"),

@@ -51,8 +51,14 @@ pub enum RegisterError {
     NoChannels,
     /// It can do nothing.
     NoCapabilities,
+    /// One of its channels does not take this work.
+    NoPrep(Capabilities),
     /// Its operations would move no bytes.
     NoTransferSize,
+    /// It has exclusive or, but takes less than two sources.
+    XorSources,
+    /// It has parities, but takes less than two sources.
+    PqSources,
     /// It needs an alignment of more than a page.
     Alignment,
     /// It has no address lines, or more than 64.
@@ -62,9 +68,14 @@ pub enum RegisterError {
 impl fmt::Display for RegisterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::NoPrep(caps) => {
+                return write!(f, "a DMA device whose channels do not prepare {caps}");
+            }
             Self::NoChannels => "a DMA device without channels",
             Self::NoCapabilities => "a DMA device without capabilities",
             Self::NoTransferSize => "a DMA device whose operations move no bytes",
+            Self::XorSources => "a DMA device whose exclusive or takes less than two sources",
+            Self::PqSources => "a DMA device whose parities take less than two sources",
             Self::Alignment => "a DMA device that needs more than page alignment",
             Self::AddressBits => "a DMA device without address lines",
         })
@@ -378,18 +389,27 @@ pub(crate) fn names(registry: &Registry) -> String {
 }
 
 fn check(info: &DeviceInfo, channels: &[Arc<dyn ChannelOps>]) -> Result<(), RegisterError> {
+    let work = info.capabilities.difference(Capabilities::PRIVATE);
+    let xor = Capabilities::XOR | Capabilities::XOR_VAL;
+    let pq = Capabilities::PQ | Capabilities::PQ_VAL;
     if channels.is_empty() {
         return Err(RegisterError::NoChannels);
     }
-    if info
-        .capabilities
-        .difference(Capabilities::PRIVATE)
-        .is_empty()
-    {
+    if work.is_empty() {
         return Err(RegisterError::NoCapabilities);
+    }
+    let mut missing = channels.iter().map(|ops| work.difference(ops.kinds()));
+    if let Some(missing) = missing.find(|missing| !missing.is_empty()) {
+        return Err(RegisterError::NoPrep(missing));
     }
     if info.max_transfer == 0 {
         return Err(RegisterError::NoTransferSize);
+    }
+    if work.intersects(xor) && info.max_xor < 2 {
+        return Err(RegisterError::XorSources);
+    }
+    if work.intersects(pq) && info.max_pq < 2 {
+        return Err(RegisterError::PqSources);
     }
     if info.copy_align > 12 {
         return Err(RegisterError::Alignment);
@@ -447,10 +467,53 @@ mod tests {
             RegisterError::AddressBits
         );
         assert_eq!(
+            refused(|info| info.address_bits = 65),
+            RegisterError::AddressBits
+        );
+        assert_eq!(
             refused(|info| info.capabilities = Capabilities::PRIVATE),
             RegisterError::NoCapabilities
         );
+        assert_eq!(
+            refused(|info| {
+                info.capabilities |= Capabilities::XOR;
+                info.max_xor = 1;
+            }),
+            RegisterError::XorSources
+        );
+        assert_eq!(
+            refused(|info| {
+                info.capabilities |= Capabilities::PQ_VAL;
+                info.max_pq = 1;
+            }),
+            RegisterError::PqSources
+        );
         assert!(registry.devices().is_empty());
+        assert_eq!(registry.rebuilds(), 0, "the tables never heard of it");
+        let device = registry.register(mock::info(), vec![Mock::new(1)]).unwrap();
+        assert_eq!(device.number(), 0, "no number was spent");
+    }
+
+    #[test]
+    fn a_capability_without_its_prep_function_is_refused() {
+        let registry = Registry::new();
+        let less = Mock::new(1);
+        less.state.lock().refused = Capabilities::INTERRUPT;
+        let error = registry
+            .register(mock::info(), vec![Mock::new(1), less.clone()])
+            .unwrap_err();
+        assert_eq!(error, RegisterError::NoPrep(Capabilities::INTERRUPT));
+        assert_eq!(
+            error.to_string(),
+            "a DMA device whose channels do not prepare interrupt"
+        );
+        assert!(registry.devices().is_empty());
+        assert_eq!(Arc::strong_count(&less), 1, "nobody holds the channel");
+        let info = DeviceInfo {
+            capabilities: Capabilities::MEMSET | Capabilities::PRIVATE,
+            ..mock::info()
+        };
+        assert!(registry.register(info, vec![less]).is_ok(), "less is fine");
     }
 
     #[test]

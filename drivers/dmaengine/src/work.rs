@@ -1,12 +1,18 @@
 //! What operations do, and to which buffers.
 
+use alloc::boxed::Box;
 use core::fmt;
 
 use hal::dma::{Destination, Source};
 
 use crate::capability::Capabilities;
+use crate::prep::PrepReason;
+use crate::raid::{Pq, PqVal, Xor, XorVal};
+use crate::shape::{self, Shape};
 
-/// An operation's task and the buffers it owns.
+/// An operation's task and the buffers it owns. Providers refuse what they do not know, by
+/// [`crate::SubmitReason::Unsupported`].
+#[non_exhaustive]
 #[derive(Debug)]
 pub enum Work {
     /// Copies all of `src` to `dst`; they are equally long.
@@ -23,20 +29,29 @@ pub enum Work {
         /// With what.
         value: u8,
     },
+    /// Writes the exclusive or of several sources.
+    Xor(Box<Xor>),
+    /// Checks that the exclusive or of several sources is zero.
+    XorVal(Box<XorVal>),
+    /// Computes the parities of RAID 6.
+    Pq(Box<Pq>),
+    /// Checks them.
+    PqVal(Box<PqVal>),
     /// Moves nothing; it completes after all earlier operations of its channel.
     Interrupt,
 }
 
 impl Work {
-    /// Bytes to be written.
+    /// Bytes of each of its buffers: all are equally long.
     pub fn len(&self) -> usize {
         match self {
             Self::Memcpy { dst, .. } | Self::Memset { dst, .. } => dst.len(),
             Self::Interrupt => 0,
+            _ => self.shape().map_or(0, |shape| shape.len()),
         }
     }
 
-    /// Whether nothing is to be written.
+    /// Whether it has no buffers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -46,16 +61,25 @@ impl Work {
         match self {
             Self::Memcpy { .. } => Capabilities::MEMCPY,
             Self::Memset { .. } => Capabilities::MEMSET,
+            Self::Xor(_) => Capabilities::XOR,
+            Self::XorVal(_) => Capabilities::XOR_VAL,
+            Self::Pq(_) => Capabilities::PQ,
+            Self::PqVal(_) => Capabilities::PQ_VAL,
             Self::Interrupt => Capabilities::INTERRUPT,
         }
     }
 
-    /// All bits that its addresses and its length have set: their common alignment.
-    pub(crate) fn places(&self) -> u64 {
+    /// What it asks of a device. Fails for work that no device could do.
+    pub(crate) fn shape(&self) -> Result<Shape, PrepReason> {
+        let caps = self.capability();
         match self {
-            Self::Memcpy { dst, src } => dst.phys() | src.phys() | dst.len() as u64,
-            Self::Memset { dst, .. } => dst.phys() | dst.len() as u64,
-            Self::Interrupt => 0,
+            Self::Memcpy { dst, src } => Shape::new(caps, 1, [shape::dst(dst), shape::src(src)]),
+            Self::Memset { dst, .. } => Shape::new(caps, 0, [shape::dst(dst)]),
+            Self::Xor(xor) => xor.shape(),
+            Self::XorVal(xor) => xor.shape(),
+            Self::Pq(pq) => pq.shape(),
+            Self::PqVal(pq) => pq.shape(),
+            Self::Interrupt => Shape::new(caps, 0, []),
         }
     }
 
@@ -64,12 +88,16 @@ impl Work {
         match self {
             Self::Memcpy { dst, src } => dst.bytes_mut().copy_from_slice(src.bytes()),
             Self::Memset { dst, value } => dst.bytes_mut().fill(*value),
+            Self::Xor(xor) => xor.run(),
+            Self::XorVal(xor) => xor.run(),
+            Self::Pq(pq) => pq.run(),
+            Self::PqVal(pq) => pq.run(),
             Self::Interrupt => {}
         }
     }
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 

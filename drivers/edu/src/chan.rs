@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use atomic_waker::AtomicWaker;
 use dma_fence::{Context, Fence, FenceError, Signaler};
 use dmaengine::{
-    BoxFuture, ChannelOps, Client, Operation, Rejected, StartError, SubmitReason, Work,
+    BoxFuture, Capabilities, ChannelOps, Client, Operation, Rejected, StartError, SubmitReason,
+    Work,
 };
 use spin::Mutex;
 
@@ -205,6 +206,10 @@ impl Chan {
 }
 
 impl ChannelOps for Chan {
+    fn kinds(&self) -> Capabilities {
+        Capabilities::MEMCPY
+    }
+
     fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(self.start())
     }
@@ -221,8 +226,7 @@ impl ChannelOps for Chan {
 
     fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
         let Work::Memcpy { dst, src } = operation.work() else {
-            // The layer lets nothing else through that was prepared for this channel.
-            return Err(Rejected::new(operation, SubmitReason::Foreign));
+            return Err(Rejected::new(operation, SubmitReason::Unsupported));
         };
         let mapped = match Mapped::new(&self.hardware.dma, src, dst) {
             Ok(mapped) => mapped,

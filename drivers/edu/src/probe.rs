@@ -98,6 +98,8 @@ pub async fn probe_with(
         capabilities: Capabilities::MEMCPY | Capabilities::PRIVATE,
         copy_align: 0,
         max_transfer: MAX_TRANSFER,
+        max_xor: 0,
+        max_pq: 0,
         address_bits: u8::try_from(options.address_bits).unwrap_or(u8::MAX),
         node,
     };

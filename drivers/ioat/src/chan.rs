@@ -9,7 +9,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dma_fence::{Context, Fence, FenceError};
 use dmaengine::{
-    BoxFuture, ChannelOps, Client, Flags, Operation, Rejected, StartError, SubmitReason, Work,
+    BoxFuture, Capabilities, ChannelOps, Client, Flags, Operation, Rejected, StartError,
+    SubmitReason, Work,
 };
 use hal::dma::{DmaSpace, MapError, Mapping};
 use hal::irq::IrqLine;
@@ -117,17 +118,20 @@ impl InFlight {
 }
 
 impl Mapped {
-    fn new(space: &DmaSpace, work: &Work) -> Result<Self, MapError> {
+    fn new(space: &DmaSpace, work: &Work) -> Result<Self, SubmitReason> {
+        let source = |src| space.map_source(src).map_err(SubmitReason::Map);
+        let destination = |dst| space.map_destination(dst).map_err(SubmitReason::Map);
         Ok(match work {
             Work::Memcpy { dst, src } => Self::Copy {
-                src: space.map_source(src)?,
-                dst: space.map_destination(dst)?,
+                src: source(src)?,
+                dst: destination(dst)?,
             },
             Work::Memset { dst, value } => Self::Fill {
-                dst: space.map_destination(dst)?,
+                dst: destination(dst)?,
                 pattern: u64::from_ne_bytes([*value; 8]),
             },
             Work::Interrupt => Self::Null,
+            _ => return Err(SubmitReason::Unsupported),
         })
     }
 
@@ -405,6 +409,10 @@ async fn reset(device: &Device, regs: &Regs) -> Result<(), StartError> {
 }
 
 impl ChannelOps for Chan {
+    fn kinds(&self) -> Capabilities {
+        Capabilities::MEMCPY | Capabilities::MEMSET | Capabilities::INTERRUPT
+    }
+
     fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(self.start())
     }
@@ -434,7 +442,7 @@ impl ChannelOps for Chan {
         let limit = device.transfer_limit();
         let mapped = match Mapped::new(&device.dma, operation.work()) {
             Ok(mapped) => mapped,
-            Err(error) => return Err(Rejected::new(operation, SubmitReason::Map(error))),
+            Err(reason) => return Err(Rejected::new(operation, reason)),
         };
         let (count, bytes) = mapped.measure(limit);
         if bytes != operation.work().len() {
@@ -496,5 +504,22 @@ impl ChannelOps for Chan {
 
     fn reclaim(&self) -> Vec<Operation> {
         mem::take(&mut *self.unfinished.lock())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmaengine::{Sources, Xor};
+    use hal::dma::{Destination, Memory, Source};
+
+    #[test]
+    fn work_that_no_descriptor_does_is_refused() {
+        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let srcs = Sources::from_iter([src.clone(), src]);
+        let work = Work::Xor(Box::new(Xor { dst, srcs }));
+        let mapped = Mapped::new(&hal::host::direct_space(), &work);
+        assert_eq!(mapped.err(), Some(SubmitReason::Unsupported));
     }
 }

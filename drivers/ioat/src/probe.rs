@@ -297,6 +297,8 @@ fn info(device: &Device) -> DeviceInfo {
         capabilities,
         copy_align: 0,
         max_transfer: slots.saturating_mul(device.transfer_limit()),
+        max_xor: 0,
+        max_pq: 0,
         address_bits: address_bits(&device.part) as u8,
         node: device.node,
     }
