@@ -33,6 +33,8 @@ mod device;
 mod failover;
 pub mod gf;
 mod life;
+#[cfg(doctest)]
+mod misuse;
 mod operation;
 mod pace;
 mod prep;

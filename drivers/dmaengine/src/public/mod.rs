@@ -107,6 +107,7 @@ impl fmt::Display for Transaction {
 /// The public channels of a registry.
 pub(crate) struct Public {
     tables: Tables,
+    /// What get, put and balance change. Only its lock gives a `&mut State`: that is their token.
     state: Mutex<State>,
 }
 
