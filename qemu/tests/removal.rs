@@ -50,6 +50,56 @@ fn an_engine_in_use_leaves_and_comes_back() {
     }
 }
 
+/// The number that a `hot:` line gives for `name`.
+fn number(line: &str, name: &str) -> u64 {
+    let value = field(line, name).and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
+}
+
+/// All channels of four engines are tested by four threads each, while the engines go and come, one
+/// after the other. The clients retry nothing. Engines are slow, so that rings are never empty.
+#[test]
+fn four_engines_go_and_come_under_dmatest_without_a_failure() {
+    for (cpus, irq) in [("4", "msi"), ("1", "msix")] {
+        let wait = "dmatest channel=cpu iterations=40; ";
+        let mut commands =
+            String::from("dmatest iterations=0 threads_per_chan=4 test_buf_size=32768 &; ");
+        for engine in [1, 2, 3, 4, 1] {
+            commands += &format!("{wait}pci remove 0{engine}:00.0; {wait}pci rescan; ");
+        }
+        commands += "dma; stop 1; dmatest channel=cpu iterations=1000; audit";
+        let settings = [
+            ("CPUS", cpus),
+            ("IRQ", irq),
+            ("IOAT", "4"),
+            ("CHANNELS", "2"),
+            ("FAULT", "slow=2000"),
+        ];
+        let ended = bench().run(&commands, &settings);
+        ended.expect_success();
+        let all = ended.all();
+        let gone: Vec<_> = all
+            .lines()
+            .filter(|line| line.starts_with("hot: ") && line.contains(" detached "))
+            .collect();
+        assert_eq!(gone.len(), 5, "{all}");
+        let failed_over: u64 = gone.iter().map(|line| number(line, "failed_over")).sum();
+        assert!(failed_over > 0, "{gone:#?}");
+        for line in gone {
+            assert_eq!(number(line, "lost"), 0, "{line}");
+        }
+        let summaries: Vec<_> = all
+            .lines()
+            .filter(|line| line.starts_with("dmatest: dma") && line.contains(" summary "))
+            .collect();
+        assert_eq!(summaries.len(), 32, "{all}");
+        for line in summaries {
+            assert!(line.contains(", 0 failures "), "{line}");
+        }
+        audited(&ended);
+    }
+}
+
 #[test]
 fn functions_go_and_are_found_again() {
     let commands = "pci remove 01:00.0; pci remove 02:00.0; dma; dmatest iterations=20; \

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ioat_spec::ChanErr;
 
@@ -22,6 +23,8 @@ pub enum Fault {
     Hang(u64),
     /// The Nth data descriptor fails with this bit of CHANERR.
     Error(u64, u8),
+    /// Every data descriptor takes this many microseconds more.
+    Slow(u64),
     /// The Nth interrupt is lost.
     DropIrq(u64),
     /// After N data descriptors the engine is gone.
@@ -43,6 +46,7 @@ bar=SIZE         BAR0 asks for SIZE of address space: a power of two from 16K, a
 hang@N           the channel that meets the Nth data descriptor stays ACTIVE until RESET; with
                  N=0, the first descriptor of any kind
 error@N[:BIT]    the Nth data descriptor fails, once, with bit BIT of CHANERR (8, reading data)
+slow=US          every data descriptor takes US microseconds more, up to 1000000
 drop-irq@N       the Nth interrupt is lost on its way, once
 allones@N        after N data descriptors the engine is gone: registers read all ones, DMA stops
 dirty            the engine comes up as somebody left it: even channels HALTED with CHANERR and
@@ -55,6 +59,8 @@ silent           the connection is accepted, and no request answered";
 pub(crate) struct Plan {
     pub(crate) hang: Option<u64>,
     pub(crate) error: Option<(u64, ChanErr)>,
+    /// More time for every data descriptor.
+    pub(crate) slow: Option<Duration>,
     pub(crate) drop_irq: Option<u64>,
     pub(crate) all_ones: Option<u64>,
     pub(crate) dirty: bool,
@@ -70,6 +76,7 @@ impl Plan {
                 Fault::Error(n, bit) => {
                     plan.error = Some((n, ChanErr::from_bits_truncate(1 << bit)));
                 }
+                Fault::Slow(us) => plan.slow = Some(Duration::from_micros(us)),
                 Fault::DropIrq(n) => plan.drop_irq = Some(n),
                 Fault::AllOnes(n) => plan.all_ones = Some(n),
                 Fault::Dirty => plan.dirty = true,
@@ -120,6 +127,7 @@ fn parse(spec: &str) -> Option<Fault> {
             "xfercap" => number(value, 0..=31)
                 .filter(|&n| n == 0 || n >= 12)
                 .map(|n| Fault::XferCap(n as u8)),
+            "slow" => number(value, 1..=1_000_000).map(Fault::Slow),
             "bar" => size(value).map(Fault::Bar),
             _ => None,
         };
@@ -170,6 +178,7 @@ mod tests {
             ("hang@5", Fault::Hang(5)),
             ("error@7", Fault::Error(7, 8)),
             ("error@7:0", Fault::Error(7, 0)),
+            ("slow=500", Fault::Slow(500)),
             ("drop-irq@1", Fault::DropIrq(1)),
             ("allones@100", Fault::AllOnes(100)),
             ("dirty", Fault::Dirty),
@@ -201,6 +210,8 @@ mod tests {
             "bar=99999999T",
             "chancnt=32",
             "drop-irq@0",
+            "slow=0",
+            "slow=1000001",
             "Dirty",
             "bar=é",
         ] {

@@ -6,7 +6,8 @@
 
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ioat_spec::descriptor::offset;
 use ioat_spec::{ChanErr, Control, Descriptor, State, channel};
@@ -118,6 +119,7 @@ fn step(shared: &Shared, channel: &Channel, link: Link) -> Step {
         Some(n) if plan.error.is_some_and(|(at, _)| at == n) => {
             Outcome::Failed(plan.error.map_or(ChanErr::READ_DATA, |(_, bit)| bit))
         }
+        Some(_) if plan.slow.is_some_and(|time| stopped_within(channel, time)) => Outcome::Stopped,
         _ => execute(&descriptor, &shared.limits, memory, &channel.stop),
     };
     Step::Ended {
@@ -125,6 +127,21 @@ fn step(shared: &Shared, channel: &Channel, link: Link) -> Step {
         descriptor,
         outcome,
         number,
+    }
+}
+
+/// Takes `time`, unless the channel is stopped before: whether it was.
+fn stopped_within(channel: &Channel, time: Duration) -> bool {
+    const SLICE: Duration = Duration::from_millis(1);
+    let end = Instant::now() + time;
+    loop {
+        if channel.stop.load(Ordering::Relaxed) {
+            return true;
+        }
+        match end.checked_duration_since(Instant::now()) {
+            None => return false,
+            Some(left) => thread::sleep(left.min(SLICE)),
+        }
     }
 }
 

@@ -146,8 +146,11 @@ pub async fn run<'a>(
             failures: 1,
             ..Report::default()
         };
-        let report = thread.report.lock().take().unwrap_or(abandoned);
-        summarize(&thread.name, &report, out);
+        let report = thread.report.lock().take();
+        let report = report.unwrap_or_else(|| {
+            summarize(&thread.name, &abandoned, out);
+            abandoned
+        });
         summary.threads += 1;
         summary.tests += report.tests;
         summary.failures += report.failures;
@@ -231,7 +234,11 @@ fn spawn(thread: Thread) -> Started {
     };
     let cpu = NEXT.fetch_add(1, Ordering::Relaxed) % hal::cpu::possible().max(1);
     hal::task::spawn_on("dmatest", cpu, async move {
+        let (name, out) = (thread.name.clone(), thread.out.clone());
         let found = thread.run().await;
+        // Here, so that a run that was stopped tells as well.
+        summarize(&name, &found, &out);
+        drop(out);
         *report.lock() = Some(found);
         signaler.signal(Ok(()));
     });
