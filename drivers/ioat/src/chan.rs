@@ -46,6 +46,8 @@ pub(crate) struct Chan {
     /// Whom the channel works for, in the order in which they came.
     pub(crate) clients: Mutex<Vec<Client>>,
     running: AtomicBool,
+    /// It starts or runs: its interrupt is to be answered.
+    awake: AtomicBool,
     pub(crate) doorbells: AtomicU64,
     pub(crate) interrupts: AtomicU64,
     pub(crate) recoveries: AtomicU64,
@@ -191,6 +193,7 @@ impl Chan {
             terminations: Context::new(),
             clients: Mutex::default(),
             running: AtomicBool::new(false),
+            awake: AtomicBool::new(false),
             doorbells: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             recoveries: AtomicU64::new(0),
@@ -209,6 +212,11 @@ impl Chan {
         self.running.load(Ordering::Relaxed)
     }
 
+    /// Whether an interrupt may be its own.
+    pub(crate) fn is_awake(&self) -> bool {
+        self.awake.load(Ordering::Relaxed)
+    }
+
     /// An interrupt came: retires, re-arms, and looks once more, for what completed in between.
     pub(crate) fn interrupted(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
@@ -217,10 +225,12 @@ impl Chan {
         self.retire();
     }
 
-    /// Completes what the engine has finished, on the caller's stack.
+    /// Completes what the engine has finished, on the caller's stack: a ring's worth at most, so
+    /// that an engine that is fed meanwhile keeps nobody here. What is left then is the task's.
     pub(crate) fn retire(&self) {
+        let mut budget = self.device.options.slots();
         let mut mine = false;
-        loop {
+        while budget > 0 {
             let done = {
                 let mut cleaner = self.cleaner.lock();
                 if cleaner.delivering && !mine {
@@ -235,11 +245,24 @@ impl Chan {
                 Some(in_flight) => in_flight.finish(Ok(())),
                 None => return,
             }
+            budget -= 1;
         }
+        self.cleaner.lock().delivering = false;
+        self.requests.look();
     }
 
-    /// Takes the oldest operation out of the ring if the completion word has passed it.
+    /// Takes the oldest operation out of the ring if the engine is done with it.
     fn next_done(&self, cleaner: &mut Cleaner) -> Option<InFlight> {
+        if !self.is_done(cleaner)? {
+            return None;
+        }
+        let front = cleaner.in_flight.pop_front()?;
+        self.tail.store(front.end, Ordering::Release);
+        Some(front)
+    }
+
+    /// Whether the completion word has passed the oldest operation; `None` where there is none.
+    fn is_done(&self, cleaner: &mut Cleaner) -> Option<bool> {
         let ring = cleaner.ring.as_ref()?;
         let word = ring.completion();
         let (tail, address) = (self.tail(), word.address());
@@ -258,12 +281,7 @@ impl Chan {
             }
             return None;
         };
-        let front = cleaner.in_flight.front()?;
-        if front.end > done + 1 {
-            return None;
-        }
-        self.tail.store(front.end, Ordering::Release);
-        cleaner.in_flight.pop_front()
+        Some(cleaner.in_flight.front()?.end <= done + 1)
     }
 
     /// Lets the doorbell be silent while the engine is stopped.
@@ -274,16 +292,18 @@ impl Chan {
     }
 
     /// Takes operations out of a ring whose engine is stopped, and the right to complete before
-    /// all others, which [`Chan::delivered`] gives back. `None` while somebody else completes.
+    /// all others, which [`Chan::delivered`] gives back. `None` while somebody else completes, or
+    /// something is left to be completed.
     ///
     /// A ring that is `closing` takes nothing any more from the same moment on, so that nothing is
     /// left behind in it.
     pub(crate) fn take(&self, scope: Scope, closing: bool) -> Option<Vec<InFlight>> {
         let mut producer = self.producer.lock();
         let mut cleaner = self.cleaner.lock();
-        if mem::replace(&mut cleaner.delivering, true) {
+        if cleaner.delivering || self.is_done(&mut cleaner) == Some(true) {
             return None;
         }
+        cleaner.delivering = true;
         if scope == Scope::All {
             self.issued.store(producer.head, Ordering::Release);
         }
@@ -345,6 +365,7 @@ impl Chan {
             (producer.ring.take(), cleaner.ring.take())
         };
         self.running.store(false, Ordering::Relaxed);
+        self.awake.store(false, Ordering::Relaxed);
         drop(rings);
     }
 
@@ -354,6 +375,15 @@ impl Chan {
     }
 
     async fn start(&self) -> Result<(), StartError> {
+        self.awake.store(true, Ordering::Relaxed);
+        let started = self.try_start().await;
+        if started.is_err() {
+            self.awake.store(false, Ordering::Relaxed);
+        }
+        started
+    }
+
+    async fn try_start(&self) -> Result<(), StartError> {
         let device = &self.device;
         if !device.is_usable() {
             return Err(StartError::Gone);

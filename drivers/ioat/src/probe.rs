@@ -314,7 +314,8 @@ fn dispatch(mut line: IrqLine, channels: &[Arc<Chan>]) -> Dispatcher {
     hal::task::spawn("ioat-irq", async move {
         while line.wait_unless(stopping.wait()).await {
             for chan in channels.iter().filter_map(|chan| chan.upgrade()) {
-                if chan.is_running() {
+                // One that starts too: nobody else re-arms it, and it would hold the level of INTx.
+                if chan.is_awake() {
                     chan.interrupted();
                 }
             }

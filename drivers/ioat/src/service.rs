@@ -16,7 +16,7 @@ use hal::time::{Duration, Instant, sleep_until};
 use ioat_spec::State;
 use spin::Mutex;
 
-use crate::chan::{Chan, Scope};
+use crate::chan::{Chan, InFlight, Scope};
 use crate::error::ResetError;
 use crate::hardware;
 
@@ -58,6 +58,8 @@ struct Pending {
     /// The task is there to serve them.
     open: bool,
     fault: Option<Fault>,
+    /// More may be done than was retired.
+    look: bool,
     terminations: Vec<Signaler>,
     stop: Option<Signaler>,
 }
@@ -70,6 +72,12 @@ impl Requests {
 
     pub(crate) fn fault(&self, fault: Fault) {
         self.pending.lock().fault.get_or_insert(fault);
+        self.waker.wake();
+    }
+
+    /// Has the task retire what whoever retired last has left.
+    pub(crate) fn look(&self) {
+        self.pending.lock().look = true;
         self.waker.wake();
     }
 
@@ -109,6 +117,7 @@ impl Requests {
 
 enum Event {
     Interrupt,
+    Look,
     Watch,
     Tick,
     Fault(Fault),
@@ -122,6 +131,11 @@ pub(crate) async fn run(chan: Arc<Chan>, mut line: Option<IrqLine>) {
     loop {
         match next(&chan, &mut line, &watchdog).await {
             Event::Interrupt => chan.interrupted(),
+            Event::Look => {
+                // Other tasks of this CPU first: this may go on for as long as the engine is fed.
+                hal::task::yield_now().await;
+                chan.retire();
+            }
             Event::Watch => watchdog.start(&chan),
             Event::Tick => {
                 if let Some(fault) = watchdog.tick(&chan) {
@@ -174,6 +188,9 @@ async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> E
             }
             if let Some(fault) = pending.fault.take() {
                 return Some(Event::Fault(fault));
+            }
+            if mem::take(&mut pending.look) {
+                return Some(Event::Look);
             }
         }
         let watch = requests.watching.load(Ordering::SeqCst);
@@ -286,8 +303,6 @@ async fn recover(chan: &Chan, fault: Fault) {
     chan.recoveries.fetch_add(1, Ordering::Relaxed);
     chan.silence();
     let reset = hardware::reset(&chan.device, &chan.regs).await;
-    // What the engine finished before it stopped, it has reported in memory.
-    chan.retire();
     let (scope, error) = match (reset, fault) {
         (Err(ResetError::Gone), _) => (Scope::All, FenceError::Gone),
         (Err(ResetError::Stuck), _) => (Scope::All, FenceError::Timeout),
@@ -319,7 +334,6 @@ async fn shut_down(chan: &Chan) {
     chan.silence();
     // Whatever it answers, the engine reaches no memory of ours any more.
     let _ = hardware::reset(&chan.device, &chan.regs).await;
-    chan.retire();
     let taken = take(chan, Scope::All, true).await;
     chan.free_ring();
     for operation in taken {
@@ -336,8 +350,11 @@ async fn shut_down(chan: &Chan) {
     chan.delivered();
 }
 
-async fn take(chan: &Chan, scope: Scope, closing: bool) -> Vec<crate::chan::InFlight> {
+/// Completes what the engine finished before it was stopped, which it has reported in memory; then
+/// takes out of the ring what it has not.
+async fn take(chan: &Chan, scope: Scope, closing: bool) -> Vec<InFlight> {
     loop {
+        chan.retire();
         if let Some(taken) = chan.take(scope, closing) {
             return taken;
         }

@@ -7,11 +7,12 @@ use hal::dma::{Destination, Memory, Source};
 use hal::host::block_on;
 use hal::time::{Duration, Instant};
 use ioat::{Options, ProbeError, ResetError};
-use ioat_model::{EngineConfig, Fault};
+use ioat_model::{EngineConfig, Fault, Irq};
+use ioat_spec::CbVer;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::rig::{Driven, Rig};
+use crate::rig::{Driven, Rig, config};
 
 fn with(fault: Fault) -> EngineConfig {
     EngineConfig {
@@ -122,6 +123,20 @@ fn a_hang_at_the_start_is_an_error() {
     assert!(driven.driver.to_string().contains("stopped"));
     let channel = block_on(driven.chan(0).request()).unwrap();
     works(&channel);
+}
+
+/// Nobody but who serves the line re-arms a channel that is not up yet.
+#[test]
+fn an_error_at_the_start_does_not_hold_a_shared_line() {
+    let driven = Driven::new(config(CbVer::V3_3, Irq::Intx), options());
+    let no_fetch = &driven.rig.tricks.no_fetch;
+    no_fetch.store(true, Ordering::Relaxed);
+    let error = block_on(driven.chan(0).request()).unwrap_err();
+    assert!(error.to_string().contains("did not start"), "{error}");
+    let interrupts = driven.rig.pin_interrupts();
+    assert!((1..5).contains(&interrupts), "{interrupts}");
+    no_fetch.store(false, Ordering::Relaxed);
+    works(&block_on(driven.chan(0).request()).unwrap());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Beginnings and ends: full rings, clients that leave, termination, removal.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ThreadId;
 
 use dma_fence::FenceError;
 use dmaengine::{Channel, Flags, Memcpy, RequestError, SubmitReason, Submitted, Transaction};
@@ -52,6 +54,61 @@ fn a_full_ring_refuses_or_waits() {
     }
     channel.issue_pending();
     all.into_iter().for_each(check);
+}
+
+/// Each operation's end submits the next, and waits until the engine has done that too.
+struct Chain {
+    channel: Channel,
+    engine: Arc<ioat_model::Engine>,
+    left: AtomicUsize,
+    polling: ThreadId,
+    /// Those that ended on the stack of who polls.
+    polled: AtomicUsize,
+}
+
+impl Chain {
+    fn next(self: &Arc<Self>) {
+        let before = self.engine.statistics().completions;
+        let operation = self.channel.prep_interrupt(Flags::empty()).unwrap();
+        let submitted = self.channel.submit(operation).unwrap();
+        let this = self.clone();
+        let ended = move |result| {
+            assert_eq!(result, Ok(()));
+            if std::thread::current().id() == this.polling {
+                this.polled.fetch_add(1, Ordering::Relaxed);
+            }
+            if this.left.fetch_sub(1, Ordering::Relaxed) > 1 {
+                this.next();
+            }
+        };
+        submitted.fence().add_callback(ended).unwrap();
+        self.channel.issue_pending();
+        while self.engine.statistics().completions == before {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn who_polls_a_busy_engine_is_let_go_and_nothing_is_forgotten() {
+    let driven = Driven::new(EngineConfig::default(), small_ring());
+    let chain = Arc::new(Chain {
+        channel: block_on(driven.chan(0).request()).unwrap(),
+        engine: driven.rig.engine.clone(),
+        left: AtomicUsize::new(300),
+        polling: std::thread::current().id(),
+        polled: AtomicUsize::new(0),
+    });
+    chain.next();
+    chain.channel.poll();
+    let polled = chain.polled.load(Ordering::Relaxed);
+    assert!(polled <= 4, "{polled} for a ring of 4");
+    // Nobody interrupts or polls. The watchdog alone, which looks every 100 ms, would take longer.
+    let begun = hal::time::Instant::now();
+    while chain.left.load(Ordering::Relaxed) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::yield_now();
+    }
 }
 
 #[test]

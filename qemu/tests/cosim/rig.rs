@@ -20,6 +20,8 @@ pub(crate) struct Tricks {
     pub(crate) no_reset: AtomicBool,
     /// Completion words name descriptors that are not in the ring.
     pub(crate) foreign_completion: AtomicBool,
+    /// No descriptor can be read.
+    pub(crate) no_fetch: AtomicBool,
 }
 
 /// The arena as the engine sees it.
@@ -40,6 +42,10 @@ impl GuestMemory for Arena {
     }
 
     fn load64(&self, addr: u64) -> Result<u64, MemoryError> {
+        // Descriptors are all that the engine reads so.
+        if self.0.no_fetch.load(Ordering::Relaxed) {
+            return Err(MemoryError);
+        }
         host::bus_load64(addr).map_err(|_| MemoryError)
     }
 
@@ -63,6 +69,8 @@ struct Lines {
     pin: Option<Arc<IrqEvent>>,
     asserted: bool,
     masked: bool,
+    /// How often the pin has interrupted.
+    interrupts: usize,
     /// Which capability is enabled, to enable it anew after a reset that lost it.
     kind: Option<IrqKind>,
 }
@@ -81,6 +89,7 @@ impl Controller {
                 return;
             }
             lines.masked = true;
+            lines.interrupts += 1;
             lines.pin.clone()
         };
         if let Some(event) = event {
@@ -304,6 +313,11 @@ impl Rig {
     pub(crate) fn bus_master(&self) -> bool {
         let config = Config::new(Arc::new(Space(self.engine.clone())));
         config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER != 0
+    }
+
+    /// How often the pin has interrupted.
+    pub(crate) fn pin_interrupts(&self) -> usize {
+        self.controller.lines().interrupts
     }
 
     pub(crate) fn probe(self, options: ioat::Options) -> Driven {
