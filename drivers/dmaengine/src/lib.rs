@@ -42,6 +42,7 @@ mod provider;
 mod public;
 mod raid;
 mod registry;
+mod request;
 mod shape;
 mod submitted;
 mod wait;
@@ -50,6 +51,8 @@ mod work;
 pub mod dmatest;
 #[cfg(test)]
 mod mock;
+#[cfg(test)]
+mod tests;
 
 pub use async_tx::{AsyncTx, Copied, CopyError, Sent};
 pub use capability::{Capabilities, Flags};
@@ -63,8 +66,9 @@ pub use life::RequestError;
 pub use operation::{Cookie, Operation};
 pub use prep::{PrepError, PrepReason};
 pub use provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
-pub use public::{ChanRef, Draining, Interest, Opened, Slots, Transaction};
+pub use public::{ChanRef, Draining, Interest, Offers, Opened, Slots, Transaction};
 pub use raid::{Pq, PqVal, Sources, SumCheck, Weighted, Xor, XorVal};
 pub use registry::{InUse, Quiesced, RegisterError, Registry, Removal, registry};
+pub use request::{Lookup, Mapping, Place};
 pub use submitted::{Finished, Submitted};
 pub use work::{Interrupt, Kind, Memcpy, Memset, Work};

@@ -174,6 +174,15 @@ impl Life {
         self.state.lock().has(Sharing::Exclusive)
     }
 
+    /// A hold in spite of an exclusive one.
+    #[cfg(test)]
+    pub(crate) fn force(&self, chan: &Arc<Chan>, client: &Client) -> Hold {
+        let others = core::mem::take(&mut self.state.lock().clients);
+        let hold = Hold::join(chan, client, Sharing::Shared).unwrap();
+        self.state.lock().clients.extend(others);
+        hold
+    }
+
     /// Takes no new clients from now on, or does so again.
     pub(crate) fn set_leaving(&self, leaving: bool) {
         self.state.lock().leaving = leaving;

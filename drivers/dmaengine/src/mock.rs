@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) stops: usize,
     pub(crate) refuse_start: Option<StartError>,
     pub(crate) refuse_client: Option<StartError>,
+    /// Drops the oldest operation when it is stopped.
+    pub(crate) forgetful: bool,
     /// What the layer called, in order.
     pub(crate) trace: Vec<String>,
     /// Finishes everything that is issued at once.
@@ -190,6 +192,47 @@ impl ChannelOps for Mock {
     }
 
     fn reclaim(&self) -> Vec<Operation> {
-        self.state.lock().ring.drain(..).collect()
+        let mut state = self.state.lock();
+        if core::mem::take(&mut state.forgetful) {
+            let forgotten = state.ring.pop_front();
+            drop(state);
+            drop(forgotten);
+            state = self.state.lock();
+        }
+        state.ring.drain(..).collect()
     }
+}
+
+/// The warnings that were logged, by everybody.
+pub(crate) struct Warnings;
+
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+pub(crate) fn warnings() -> &'static Warnings {
+    // The first caller installs it; the others find it installed.
+    let _ = log::set_logger(&Warnings);
+    log::set_max_level(log::LevelFilter::Warn);
+    &Warnings
+}
+
+impl Warnings {
+    /// How many of them have this in their text.
+    pub(crate) fn about(&self, what: &str) -> usize {
+        let warnings = WARNINGS.lock();
+        warnings.iter().filter(|line| line.contains(what)).count()
+    }
+}
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.level() == log::Level::Warn {
+            WARNINGS.lock().push(format!("{}", record.args()));
+        }
+    }
+
+    fn flush(&self) {}
 }

@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hal::time::{Duration, Instant};
 use spin::{Mutex, Once};
@@ -13,12 +14,13 @@ use spin::{Mutex, Once};
 use crate::async_tx::{self, Copied, CopyError};
 use crate::capability::Capabilities;
 use crate::chan::{Chan, DmaChan};
-use crate::channel::Channel;
 use crate::device::{DeviceInfo, DmaDevice, Phase};
-use crate::life::{self, RequestError};
+use crate::life;
 use crate::operation::Operation;
 use crate::provider::ChannelOps;
 use crate::public::{Public, Tables, Withdrawn};
+use crate::request::Names;
+use crate::wait::WaitList;
 use crate::{cpu, failover};
 
 /// How long who has waited for the last operations may take to put its reference.
@@ -36,6 +38,10 @@ pub struct Registry {
 struct Inner {
     devices: Mutex<BTreeMap<u32, DmaDevice>>,
     cpu: Arc<Chan>,
+    names: Names,
+    /// Devices registered so far, and who waits for more.
+    arrivals: AtomicU64,
+    arrived: WaitList,
 }
 
 /// The machine's registry.
@@ -173,6 +179,9 @@ impl Registry {
             inner: Arc::new(Inner {
                 devices: Mutex::default(),
                 cpu: Arc::new(cpu::channel()),
+                names: Names::default(),
+                arrivals: AtomicU64::new(0),
+                arrived: WaitList::default(),
             }),
         }
     }
@@ -204,6 +213,9 @@ impl Registry {
         }
         devices.insert(number, device.clone());
         self.public.add(&device);
+        drop(devices);
+        self.inner.arrivals.fetch_add(1, Ordering::Release);
+        self.inner.arrived.wake_all();
         Ok(device)
     }
 
@@ -288,6 +300,16 @@ impl Registry {
         }
     }
 
+    /// Takes the device of a channel off the list: it says that it is gone. Its driver removes it
+    /// when it finds out.
+    pub(crate) fn delist_of(&self, chan: &Arc<Chan>) {
+        let of = |device: &DmaDevice| device.chans().iter().any(|other| Arc::ptr_eq(other, chan));
+        if let Some(device) = self.devices().into_iter().find(of) {
+            log::error!("{device}: gone, not used any more");
+            self.delist(&device);
+        }
+    }
+
     fn downgrade(&self) -> WeakRegistry {
         WeakRegistry {
             inner: Arc::downgrade(&self.inner),
@@ -322,19 +344,28 @@ impl Registry {
         self.channels().into_iter().find(|chan| chan.name() == name)
     }
 
-    /// Requests the first channel that can do all of `capabilities` and is free.
-    pub async fn request(&self, capabilities: Capabilities) -> Result<Channel, RequestError> {
-        let mut error = RequestError::NoChannel;
+    /// Starts everything that was submitted to public channels and not issued.
+    pub fn issue_pending_all(&self) {
         for chan in self.channels() {
-            if !chan.info().capabilities.contains(capabilities) {
-                continue;
-            }
-            match chan.request().await {
-                Ok(channel) => return Ok(channel),
-                Err(other) => error = other,
+            if !chan.info().capabilities.contains(Capabilities::PRIVATE) {
+                chan.inner.ops.issue_pending();
             }
         }
-        Err(error)
+    }
+
+    /// How many devices have been registered so far.
+    pub fn arrivals(&self) -> u64 {
+        self.inner.arrivals.load(Ordering::Acquire)
+    }
+
+    /// Waits until more than `seen` devices have been registered.
+    pub async fn arrival_after(&self, seen: u64) {
+        let more = || (self.arrivals() > seen).then_some(());
+        self.inner.arrived.until(more).await;
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.inner.names
     }
 
     /// Copies all of `src` to `dst`, by this CPU's public channel, else by the CPU: see
@@ -424,6 +455,7 @@ fn check(info: &DeviceInfo, channels: &[Arc<dyn ChannelOps>]) -> Result<(), Regi
 mod tests {
     use super::*;
     use crate::mock::{self, Mock};
+    use crate::{Channel, RequestError};
     use crate::{Flags, SubmitReason};
     use dma_fence::FenceError;
     use hal::dma::{Destination, Memory, Source};

@@ -45,6 +45,10 @@ impl Interest {
         }
     }
 
+    pub(super) fn public(&self) -> Option<&Public> {
+        self.public.as_deref()
+    }
+
     fn leave(&mut self) -> Vec<Hold> {
         self.public
             .take()

@@ -12,6 +12,7 @@
 
 mod drain;
 mod interest;
+mod offers;
 mod refs;
 mod slot;
 mod table;
@@ -32,10 +33,13 @@ use crate::chan::{Chan, DmaChan};
 use crate::client::Client;
 use crate::device::DmaDevice;
 use crate::life::{self, Hold, RequestError, Sharing};
+use crate::provider::StartError;
 use crate::registry::Registry;
+use crate::wait::WaitList;
 use drain::Drain;
 pub(crate) use drain::Drained;
 pub use interest::Interest;
+pub use offers::Offers;
 pub use refs::{ChanRef, Draining, Opened};
 use slot::Number;
 pub(crate) use table::Tables;
@@ -109,6 +113,8 @@ pub(crate) struct Public {
     tables: Tables,
     /// What get, put and balance change. Only its lock gives a `&mut State`: that is their token.
     state: Mutex<State>,
+    /// Tells who waits for channels that the tables were written.
+    rewritten: WaitList,
 }
 
 #[derive(Default)]
@@ -187,6 +193,7 @@ impl Public {
         Arc::new(Self {
             tables,
             state: Mutex::default(),
+            rewritten: WaitList::default(),
         })
     }
 
@@ -258,8 +265,15 @@ impl Public {
         }
     }
 
-    fn leave(&self) -> Vec<Hold> {
-        self.state.lock().interest -= 1;
+    pub(crate) fn leave(&self) -> Vec<Hold> {
+        {
+            let mut state = self.state.lock();
+            let Some(rest) = state.interest.checked_sub(1) else {
+                log::error!("interest in public channels given up once too often: refused");
+                return Vec::new();
+            };
+            state.interest = rest;
+        }
         self.adjust().0
     }
 
@@ -313,14 +327,28 @@ impl Public {
                 core::mem::take(&mut member.holds)
             };
             drop(holds);
+            if let (RequestError::Start(StartError::Gone), Some(registry)) =
+                (&error, chan.registry())
+            {
+                registry.delist_of(&chan);
+            }
             refused.push((chan.name.clone(), error));
         }
         self.rebuild();
         refused
     }
 
+    /// The first channel in the tables that `wanted` likes.
+    fn usable(&self, mut wanted: impl FnMut(&Arc<Chan>) -> bool) -> Option<Arc<Chan>> {
+        let state = self.state.lock();
+        let mut members = state.members.iter();
+        let member = members.find(|member| member.is_usable() && wanted(&member.chan))?;
+        Some(member.chan.clone())
+    }
+
     pub(crate) fn rebuild(&self) {
         self.state.lock().rebuild(&self.tables);
+        self.rewritten.wake_all();
     }
 
     /// A channel came, became private, or public again.

@@ -1,0 +1,312 @@
+//! Devices that leave while they are used.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant as Clock;
+use std::vec;
+
+use super::*;
+use crate::{Capabilities, Client, RequestError, StartError, SubmitReason, Transaction};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(40);
+/// What a removal may take beyond its limit on a loaded machine.
+const SLACK: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[test]
+fn s0_6_a_device_that_is_gone_is_delisted_and_the_walk_goes_on() {
+    let registry = Registry::new();
+    let gone = Mock::new(2);
+    gone.state.lock().refuse_start = Some(StartError::Gone);
+    let faulty = Mock::new(2);
+    faulty.state.lock().refuse_start = Some(StartError::NotReady {
+        status: 1,
+        errors: 1,
+    });
+    device(&registry, &[gone]);
+    device(&registry, &[faulty]);
+    device(&registry, &[Mock::new(2)]);
+    let interest = block_on(registry.get_interest());
+    assert_eq!(interest.refused().len(), 2);
+    let numbers: Vec<_> = registry.devices().iter().map(DmaDevice::number).collect();
+    assert_eq!(numbers, [1, 2], "only the one that is gone is off the list");
+    let found = registry.find(Transaction::Memcpy).unwrap();
+    assert_eq!(found.open().unwrap().name(), "dma2chan0");
+}
+
+#[test]
+fn s0_7_an_interest_is_given_up_once() {
+    let registry = Registry::new();
+    device(&registry, &[Mock::new(2)]);
+    let first = block_on(registry.get_interest());
+    let second = block_on(registry.get_interest());
+    block_on(first.put());
+    assert_eq!(registry.interest(), 1);
+    block_on(second.put());
+    assert_eq!(registry.interest(), 0);
+    // The type has no second put; were there one, it would be refused.
+    assert!(registry.public.leave().is_empty());
+    assert_eq!(registry.interest(), 0);
+    assert!(registry.find(Transaction::Memcpy).is_none());
+}
+
+#[test]
+fn s0_8_a_new_device_gets_the_references_of_waiting_clients_or_is_not_listed() {
+    let registry = Registry::new();
+    let interests: Vec<_> = (0..3).map(|_| block_on(registry.get_interest())).collect();
+    let leaving = Mock::new(2);
+    leaving.state.lock().refuse_start = Some(StartError::Gone);
+    device(&registry, &[leaving]);
+    await_that("the end of the one that leaves", || {
+        registry.devices().is_empty()
+    });
+    let chan = device(&registry, &[Mock::new(2)])
+        .channels()
+        .next()
+        .unwrap();
+    await_that("the references", || {
+        chan.clients() == 3 && chan.is_running()
+    });
+    drop(interests);
+}
+
+#[test]
+fn s0_9_channels_are_offered_once_each_until_the_client_has_enough() {
+    let registry = Registry::new();
+    device(&registry, &[Mock::new(2), Mock::new(2)]);
+    let interest = block_on(registry.get_interest());
+    let mut offers = interest.offers(Capabilities::MEMCPY).unwrap();
+    assert_eq!(block_on(offers.next()).name(), "dma0chan0");
+    offers.nak();
+    let mut offers = interest.offers(Capabilities::MEMCPY).unwrap();
+    assert_eq!(block_on(offers.next()).name(), "dma0chan0");
+    assert_eq!(block_on(offers.next()).name(), "dma0chan1");
+    let none = block_on(hal::time::timeout(SHORT, offers.next()));
+    assert!(none.is_err(), "there are no more");
+    thread::scope(|scope| {
+        let late = scope.spawn(|| block_on(offers.next()).name().to_owned());
+        device(&registry, &[Mock::new(2)]);
+        assert_eq!(late.join().unwrap(), "dma1chan0");
+    });
+    let mut offers = interest.offers(Capabilities::XOR).unwrap();
+    let none = block_on(hal::time::timeout(SHORT, offers.next()));
+    assert!(none.is_err(), "nothing that matches");
+}
+
+#[test]
+fn s0_10_s1_16_holders_are_told_with_a_deadline_and_revoked_at_it() {
+    let registry = Registry::new();
+    let mut info = mock::info();
+    // Other tests warn of theirs.
+    info.provider = "told".into();
+    let device = registry.register(info, vec![Mock::new(4)]).unwrap();
+    let warnings = crate::mock::warnings();
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let begin = hal::time::Instant::now();
+    let told = (*channel).clone();
+    let removal = thread::scope(|scope| {
+        let told = scope.spawn(|| block_on(told.removed()));
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, SHORT)));
+        let deadline = told.join().unwrap();
+        assert!(
+            deadline - begin >= SHORT,
+            "counted from the beginning of the removal"
+        );
+        removal.join().unwrap()
+    });
+    assert_eq!(removal.revoked, 1);
+    assert_eq!(warnings.about("told caps="), 1, "once");
+    assert!(channel.is_leaving() && channel.is_gone());
+    let refused = channel.prep_interrupt(Flags::empty());
+    assert!(refused.is_err());
+}
+
+#[test]
+fn s1_16_who_holds_a_channel_may_use_it_until_the_deadline() {
+    let registry = Registry::new();
+    let device = device(&registry, &[Mock::eager(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, LONG)));
+        block_on(channel.removed());
+        let submitted = copy(&channel, 64);
+        channel.issue_pending();
+        assert_eq!(block_on(submitted.finish()).result, Ok(()));
+        let other = block_on((*channel).share()).unwrap_err();
+        assert_eq!(other, RequestError::Gone, "nobody comes any more");
+        block_on(channel.release());
+        let removal = removal.join().unwrap();
+        assert_eq!(
+            (removal.revoked, removal.in_flight, removal.lost),
+            (0, 0, 0)
+        );
+    });
+}
+
+#[test]
+fn s1_12_a_release_lets_the_removal_go_on() {
+    let registry = Registry::new();
+    let device = device(&registry, &[Mock::new(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let begin = Clock::now();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, LONG)));
+        block_on(channel.removed());
+        drop(channel);
+        assert_eq!(removal.join().unwrap().revoked, 0);
+    });
+    assert!(begin.elapsed() < SLACK, "it did not wait for the deadline");
+}
+
+#[cfg(feature = "hotplug")]
+#[test]
+fn s1_10_references_are_awaited_before_anything_is_freed() {
+    let registry = Registry::new();
+    let mock = Mock::eager(4);
+    let device = device(&registry, core::slice::from_ref(&mock));
+    let interest = block_on(registry.get_interest());
+    let found = registry.find(Transaction::Memcpy).unwrap();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, LONG)));
+        await_that("the table without it", || {
+            registry.find(Transaction::Memcpy).is_none()
+        });
+        let submitted = copy(&found.open().unwrap(), 64);
+        found.open().unwrap().issue_pending();
+        assert_eq!(block_on(submitted.finish()).result, Ok(()));
+        assert_eq!(mock.state.lock().stops, 0, "nothing is freed meanwhile");
+        drop(found);
+        removal.join().unwrap();
+    });
+    let trace = mock.state.lock().trace.clone();
+    assert_eq!(
+        trace,
+        [
+            "alloc public",
+            "set public",
+            "submit",
+            "release public",
+            "free"
+        ]
+    );
+    drop(interest);
+}
+
+#[test]
+fn s1_11_issuing_everything_during_removals_does_no_harm() {
+    let registry = Registry::new();
+    let interest = block_on(registry.get_interest());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                registry.issue_pending_all();
+            }
+        });
+        for _ in 0..20 {
+            let device = device(&registry, &[Mock::eager(4), Mock::eager(4)]);
+            let removal = block_on(registry.unregister(&device, LONG));
+            assert_eq!((removal.lost, removal.leaked), (0, 0));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(interest);
+}
+
+#[test]
+fn s1_11_issuing_everything_starts_what_was_submitted() {
+    let registry = Registry::new();
+    let mock = Mock::new(4);
+    device(&registry, core::slice::from_ref(&mock));
+    let channel = block_on(registry.channels()[0].share()).unwrap();
+    drop(copy(&channel, 64));
+    assert_eq!(mock.state.lock().issued, 0);
+    registry.issue_pending_all();
+    assert_eq!(mock.state.lock().issued, 1);
+}
+
+#[cfg(feature = "hotplug")]
+#[test]
+fn s1_17_s1_18_a_holder_that_leaks_everything_keeps_no_resource_and_delays_to_the_deadline() {
+    let registry = Registry::new();
+    let mock = Mock::new(4);
+    let device = device(&registry, &[mock.clone(), Mock::new(4)]);
+    let interest = block_on(registry.get_interest());
+    core::mem::forget(registry.find(Transaction::Memcpy));
+    let held = block_on(registry.channels()[1].request());
+    core::mem::forget(held);
+    let begin = Clock::now();
+    let removal = block_on(registry.unregister(&device, SHORT));
+    assert!(begin.elapsed() < SLACK, "bounded by the deadline");
+    assert_eq!(removal.leaked, 1);
+    assert!(removal.revoked <= 1);
+    let state = mock.state.lock();
+    assert_eq!(state.stops, 1, "the remover frees, not the last put");
+    drop(state);
+    drop(interest);
+}
+
+#[test]
+fn an_operation_that_a_provider_drops_is_counted_as_lost() {
+    let registry = Registry::new();
+    let mock = Mock::new(4);
+    mock.state.lock().forgetful = true;
+    let device = device(&registry, core::slice::from_ref(&mock));
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let submitted: Vec<_> = (0..3).map(|_| copy(&channel, 64)).collect();
+    channel.issue_pending();
+    let removal = block_on(registry.unregister(&device, SHORT));
+    assert_eq!((removal.in_flight, removal.lost), (3, 1));
+    let ended: Vec<_> = submitted
+        .into_iter()
+        .map(|submitted| block_on(submitted.finish()).result.is_ok())
+        .collect();
+    assert_eq!(ended, [false, true, true]);
+}
+
+#[test]
+fn what_a_client_terminates_is_not_lost() {
+    let registry = Registry::new();
+    let device = device(&registry, &[Mock::new(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    drop(copy(&channel, 64));
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, LONG)));
+        block_on(channel.removed());
+        block_on(channel.terminate_all().wait()).unwrap();
+        block_on(channel.release());
+        assert_eq!(removal.join().unwrap().lost, 0);
+    });
+}
+
+#[test]
+fn an_unload_keeps_out_who_comes_late() {
+    for _ in 0..50 {
+        let registry = Registry::new();
+        let device = device(&registry, &[Mock::eager(4)]);
+        let chan = device.channels().next().unwrap();
+        thread::scope(|scope| {
+            let request = scope.spawn(|| block_on(chan.share_for(&Client::new("late"))));
+            let unload = block_on(registry.unload(&device, SHORT));
+            match (request.join().unwrap(), unload) {
+                (Err(RequestError::Gone), Ok(removal)) => assert_eq!(removal.revoked, 0),
+                (Ok(channel), Err(in_use)) => {
+                    assert_eq!(in_use.clients, 1);
+                    assert!(block_on(chan.share()).is_ok(), "it stays for others too");
+                    drop(channel);
+                }
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_revoked_client_meets_gone() {
+    let registry = Registry::new();
+    let device = device(&registry, &[Mock::new(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let late = channel.prep_interrupt(Flags::empty()).unwrap();
+    block_on(registry.unregister(&device, SHORT));
+    assert_eq!(channel.submit(late).unwrap_err().reason, SubmitReason::Gone);
+}
