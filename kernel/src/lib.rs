@@ -11,6 +11,7 @@
 //! | [`acpi`], [`pci`], [`irq`], [`time`], [`task`] | the machine's services |
 //! | [`drivers`] | which driver gets which device; the `hal` of this kernel |
 //! | [`console`], [`logging`] | what people see |
+//! | [`bench`] | benchmarks |
 //!
 //! Two contexts: an interrupt handler records that it ran, in an atomic of its CPU, and nothing
 //! else (no lock, no allocation, no wake-up). Everything else runs in tasks, which on one CPU
@@ -23,12 +24,15 @@ extern crate alloc;
 pub mod acpi;
 #[cfg(target_os = "none")]
 pub mod arch;
+pub mod bench;
 pub mod boot_info;
 pub mod command_line;
 pub mod console;
 #[cfg(target_os = "none")]
 pub mod cpus;
 pub mod drivers;
+#[cfg(target_os = "none")]
+pub mod events;
 pub mod irq;
 #[cfg(all(target_os = "none", feature = "ktest"))]
 pub mod ktest;

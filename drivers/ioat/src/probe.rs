@@ -132,6 +132,12 @@ impl Engine {
         self.device.is_gone()
     }
 
+    /// How often its doorbells have rung for operations.
+    pub fn doorbells(&self) -> u64 {
+        let of = |chan: &Arc<Chan>| chan.doorbells.load(Ordering::Relaxed);
+        self.channels.iter().map(of).sum()
+    }
+
     /// Lets the engine go, whether it still answers or not: its clients have at most `limit` to let
     /// go of it, then the channels stop; interrupts and bus mastering are off, rings, vectors and
     /// timers freed; what was in flight is finished elsewhere. Not cancel-safe: run it in a task of

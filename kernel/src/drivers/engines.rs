@@ -156,6 +156,15 @@ pub fn describe(address: Address) -> Option<String> {
     ENGINES.lock().get(&address).map(ToString::to_string)
 }
 
+/// How often the engines' drivers have rung a doorbell for operations.
+pub fn doorbells() -> u64 {
+    let of = |engine: &Engine| match engine {
+        Engine::Ioat(engine) => engine.doorbells(),
+        Engine::Edu(_) => 0,
+    };
+    ENGINES.lock().values().map(of).sum()
+}
+
 /// How many fences the engines have reason for: where all channels share an interrupt, the task
 /// that serves it is stopped by one and answers by another.
 pub fn fences() -> usize {

@@ -9,6 +9,7 @@ use linked_list_allocator::Heap;
 use spin::Mutex;
 
 use super::virt;
+use crate::events::{self, Event};
 
 /// How much the heap grows at least.
 const STEP: usize = 256 << 10;
@@ -23,6 +24,7 @@ static HEAP: KernelHeap = KernelHeap(Mutex::new(Heap::empty()));
 // SAFETY: blocks come from the heap behind one lock, over memory that only it hands out.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        events::count(Event::Allocation);
         let mut heap = self.0.lock();
         let block = heap.allocate_first_fit(layout).or_else(|()| {
             grow(&mut heap, layout)?;

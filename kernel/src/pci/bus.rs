@@ -19,6 +19,7 @@ use super::scan::{self, Found, Header};
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
+use crate::events::{self, Event};
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
 
@@ -314,10 +315,12 @@ struct Mapped(PhysicalMapping);
 
 impl MmioOps for Mapped {
     fn read(&self, offset: usize, width: Width) -> u64 {
+        events::count(Event::MmioRead);
         self.0.read_width(offset, width)
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
+        events::count(Event::MmioWrite);
         self.0.write_width(offset, width, value);
     }
 }

@@ -1,5 +1,6 @@
 //! The commands, and how they are found.
 
+mod bench;
 mod crash;
 mod dma;
 mod machine;
@@ -99,6 +100,7 @@ static COMMANDS: &[Command] = &[
         "what exists against what there is reason for",
         async dma::audit
     ),
+    command!("bench", "[NAME KEY=VALUE...]", "measures; without a name, lists what", async bench::bench),
     command!("jobs", "", "commands in the background", list_jobs),
     command!("stop", "N", "stops a command in the background", stop),
     command!(

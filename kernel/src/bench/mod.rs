@@ -1,0 +1,38 @@
+//! Benchmarks, behind the console command `bench`.
+//!
+//! Each is a file here and a line of [`BENCHMARKS`]. What it measures it prints as lines
+//! `bench: NAME KEY=VALUE…` for machines, raw counts among them, so that whoever reads them need
+//! not trust a rounded quotient. Interleaving and statistics are the launcher's (qemu/src/bench).
+
+#[cfg(target_os = "none")]
+mod copy;
+#[cfg(target_os = "none")]
+mod counts;
+#[cfg(target_os = "none")]
+mod find;
+pub mod params;
+pub mod ratio;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::future::Future;
+use core::pin::Pin;
+
+use params::Params;
+
+/// A benchmark on its way. Dropping it stops it.
+pub type Run = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// A benchmark.
+pub struct Benchmark {
+    /// What to type after `bench`.
+    pub name: &'static str,
+    /// Its parameters.
+    pub usage: &'static str,
+    /// Runs it. The error is one line.
+    pub run: fn(Params) -> Run,
+}
+
+/// All benchmarks.
+#[cfg(target_os = "none")]
+pub static BENCHMARKS: &[Benchmark] = &[copy::BENCHMARK, find::BENCHMARK];
