@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
 export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL PASSTHROUGH QEMU V
-export CMD APPEND FAULT ENGINE KERNEL BIOS SERIAL TIMEOUT GDB DEV HOW SKIPS
+export CMD APPEND FAULT ENGINE KERNEL BIOS SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BARE := x86_64-unknown-none
@@ -25,6 +25,9 @@ run debug: settings build
 
 test: build
 	@$(LAUNCHER) test
+
+bench: settings build
+	@$(LAUNCHER) bench
 
 hot-remove hot-add yank: tools
 	@$(LAUNCHER) $@
@@ -85,13 +88,14 @@ clean:
 	cargo clean
 	rm -rf build
 
-bench demo iso soak loom miri mutants fuzz:
+demo iso soak loom miri mutants fuzz:
 	@echo "make $@ is not there yet" >&2; exit 2
 
 help:
 	@echo "make run                 boots Longshore in QEMU with its engines; Ctrl-A X ends it"
 	@echo "make run CMD='a; b'      runs console commands, then powers off; fails unless all end in ok"
 	@echo "make test                everything that must pass"
+	@echo "make bench               measures, Linux beside it; SHORT=1: less than two minutes"
 	@echo "make debug               as run, stopped for gdb on port GDB"
 	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0 HOW=kill|power|allones"
 	@echo "                         to the machine that runs"

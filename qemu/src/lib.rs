@@ -11,9 +11,11 @@
 //! | [`suite`], [`tally`] | `make test` |
 //! | [`scenario`] | machines under test |
 //! | [`linux`] | a Linux kernel on our engines |
+//! | [`bench`] | `make bench` |
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod child;
 pub mod console;
 pub mod control;

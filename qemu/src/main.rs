@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use longshore_qemu::bench::{self, plan::Plan};
 use longshore_qemu::child::{self, Spawner};
 use longshore_qemu::failure::{Context, Failure};
 use longshore_qemu::hotplug::{How, Running};
@@ -24,6 +25,7 @@ longshore-qemu COMMAND, variables as for make (see `make help`):
   yank                 DEV=ioat0 HOW=kill|power|allones: the engine vanishes
   symbols ELF          puts the symbol table into a linked kernel
   symbolise ADDRESS…   names functions and source lines; KERNEL=build/longshore.elf
+  bench                measures, Linux beside it; SHORT=1: less than two minutes
   test                 runs all tests; SKIPS=0 of them may be skipped";
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn dispatch(args: &[String]) -> Result<u8, Failure> {
             Ok(0)
         }
         ("symbolise", addresses) if !addresses.is_empty() => symbolise(addresses),
+        ("bench", []) => benchmark(),
         ("test", []) => test(),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -163,6 +166,25 @@ fn symbolise(addresses: &[String]) -> Result<u8, Failure> {
         println!("{address:#018x} {function}  ({place})");
     }
     Ok(0)
+}
+
+fn benchmark() -> Result<u8, Failure> {
+    let settings = read_settings()?;
+    if settings.commands.is_some() {
+        return Err(Failure::usage("CMD=…: bench has commands of its own"));
+    }
+    let plan = match variable_or("SHORT", "0").as_str() {
+        "0" => Plan::full(),
+        "1" => Plan::short(),
+        other => return Err(Failure::usage(format!("SHORT={other}: wants 0, 1"))),
+    };
+    let place = bench::Place {
+        root: enter_root()?,
+        launcher: std::env::current_exe().context("this program's path")?,
+        engine: "build/ioat-model".into(),
+        out: "build/bench".into(),
+    };
+    bench::run(&place, &settings, &plan)
 }
 
 fn test() -> Result<u8, Failure> {

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use longshore_qemu::child::Spawner;
-use longshore_qemu::linux::Linux;
+use longshore_qemu::linux::{Errand, Host, Linux};
 use longshore_qemu::run_dir::RunDir;
 use longshore_qemu::settings::{Irq, Settings};
 use longshore_qemu::{qemu, scenario};
@@ -50,11 +50,14 @@ fn linux_drives(name: &str, expected: &Expected) {
     let run_dir = RunDir::new(&dir);
     let console = linux
         .boot(
-            &qemu,
-            &Spawner::new(env!("CARGO_BIN_EXE_longshore-qemu")),
-            &root.join("build/ioat-model"),
+            Host {
+                qemu: &qemu,
+                engine: &root.join("build/ioat-model"),
+                spawner: &Spawner::new(env!("CARGO_BIN_EXE_longshore-qemu")),
+                run_dir: &run_dir,
+            },
             &settings,
-            &run_dir,
+            &Errand::show(),
             PATIENCE,
         )
         .unwrap_or_else(|failure| panic!("{failure}"));

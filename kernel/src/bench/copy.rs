@@ -21,12 +21,13 @@ use hal::time::{Duration, Instant, timeout};
 use super::counts::Counts;
 use super::params::Params;
 use super::ratio::{Ratio, per_second};
-use super::{Benchmark, Run};
+use super::{Benchmark, Run, claim};
 use crate::arch::x86_64::tsc;
 use crate::task;
 
+const NAME: &str = "copy";
 pub(super) const BENCHMARK: Benchmark = Benchmark {
-    name: "copy",
+    name: NAME,
     usage: "sizes=4096,65536 batches=1,32 modes=polled,irq via=dma0chan0,cpu channels=1 ms=200 \
             repeat=1",
     run: |params| -> Run { Box::pin(run(params)) },
@@ -154,7 +155,10 @@ async fn run(mut params: Params) -> Result<(), String> {
         }
     }
     for route in routes {
-        crate::machine_line!("bench: copied via={} ops={}", route.name(), route.copies);
+        for (index, channel) in route.channels.iter().enumerate() {
+            let copies = if index == 0 { route.copies } else { 0 };
+            claim(NAME, channel, copies);
+        }
         for channel in route.channels {
             // The lanes have ended and so dropped theirs.
             if let Some(channel) = Arc::into_inner(channel) {

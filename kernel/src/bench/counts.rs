@@ -1,13 +1,28 @@
 //! What happened on the whole machine while something was measured.
 
+use alloc::boxed::Box;
 use core::fmt;
 use core::ops::Sub;
 use core::sync::atomic::Ordering;
 
+use super::{Benchmark, Run};
 use crate::arch::x86_64::percpu;
 use crate::arch::x86_64::traps::{FIRST_DEVICE, LAST_DEVICE, TIMER, WAKE};
 use crate::drivers;
 use crate::events::{self, Event};
+
+/// For whoever compares with what the engines have counted: no more than a look.
+pub(super) const TOTALS: Benchmark = Benchmark {
+    name: "totals",
+    usage: "",
+    run: |params| -> Run {
+        Box::pin(async {
+            params.finish()?;
+            crate::machine_line!("bench: totals {}", Counts::now());
+            Ok(())
+        })
+    },
+};
 
 /// Totals since the start, or the difference of two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,13 +67,13 @@ impl Sub for Counts {
 
     fn sub(self, earlier: Self) -> Self {
         Self {
-            mmio_reads: self.mmio_reads - earlier.mmio_reads,
-            mmio_writes: self.mmio_writes - earlier.mmio_writes,
-            doorbells: self.doorbells - earlier.doorbells,
-            interrupts: self.interrupts - earlier.interrupts,
-            wakes: self.wakes - earlier.wakes,
-            timers: self.timers - earlier.timers,
-            allocations: self.allocations - earlier.allocations,
+            mmio_reads: self.mmio_reads.saturating_sub(earlier.mmio_reads),
+            mmio_writes: self.mmio_writes.saturating_sub(earlier.mmio_writes),
+            doorbells: self.doorbells.saturating_sub(earlier.doorbells),
+            interrupts: self.interrupts.saturating_sub(earlier.interrupts),
+            wakes: self.wakes.saturating_sub(earlier.wakes),
+            timers: self.timers.saturating_sub(earlier.timers),
+            allocations: self.allocations.saturating_sub(earlier.allocations),
         }
     }
 }

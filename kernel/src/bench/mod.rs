@@ -33,6 +33,17 @@ pub struct Benchmark {
     pub run: fn(Params) -> Run,
 }
 
+/// Says what a benchmark has had an engine do, for whoever compares with the engine's own count:
+/// operations, and one start of the channel.
+#[cfg(target_os = "none")]
+fn claim(by: &str, chan: &dmaengine::DmaChan, ops: u64) {
+    let starts = u8::from(chan.name() != "cpu");
+    crate::machine_line!(
+        "bench: claimed by={by} via={} ops={ops} starts={starts}",
+        chan.name()
+    );
+}
+
 /// All benchmarks.
 #[cfg(target_os = "none")]
-pub static BENCHMARKS: &[Benchmark] = &[copy::BENCHMARK, find::BENCHMARK];
+pub static BENCHMARKS: &[Benchmark] = &[copy::BENCHMARK, find::BENCHMARK, counts::TOTALS];

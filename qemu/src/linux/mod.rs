@@ -2,8 +2,7 @@
 //! driver.
 //!
 //! `qemu/linux/get-linux.sh` finds or fetches it; the first root file system is made here: busybox,
-//! the kernel's own modules, and a script that loads the driver, prints what came of it in lines
-//! that begin with `engine:`, and turns the machine off.
+//! modules, and a script that loads them, does its errand, and turns the machine off.
 
 pub mod cpio;
 
@@ -21,7 +20,7 @@ use crate::run_dir::RunDir;
 use crate::settings::Settings;
 
 /// What the machine does instead of starting Linux's usual programs. `MODULES` stands for the
-/// commands that load them, `ENGINES` for the number of engines.
+/// commands that load them, `ENGINES` for the number of engines, `ERRAND` for what it is there for.
 const INIT: &str = r#"#!/bin/busybox sh
 B=/bin/busybox
 $B mkdir -p /proc /sys
@@ -38,6 +37,14 @@ settle() {
         $B sleep 0.2
     done
 }
+settle
+ERRAND
+$B poweroff -f
+"#;
+
+/// Prints what has become of the engines, before and after unbinding and binding them, in lines
+/// that begin with `engine:`.
+const SHOW: &str = r#"
 show() {
     for d in /sys/bus/pci/drivers/ioatdma/0*; do
         [ -e $d ] || continue
@@ -49,7 +56,6 @@ show() {
         done
     done
 }
-settle
 show first
 $B grep ioat /proc/interrupts | while read -r line; do echo "engine: interrupt $line"; done
 for d in /sys/bus/pci/drivers/ioatdma/0*; do
@@ -62,8 +68,39 @@ done
 settle
 show again
 echo "engine: done"
-$B poweroff -f
 "#;
+
+/// What Linux is booted for.
+#[derive(Clone, Debug)]
+pub struct Errand {
+    /// Shell commands; `$B` is busybox.
+    pub script: String,
+    /// Modules to load after the kernel's own.
+    pub modules: Vec<PathBuf>,
+}
+
+impl Errand {
+    /// To show what its driver makes of the engines, twice, in lines that begin with `engine:`.
+    pub fn show() -> Self {
+        Self {
+            script: SHOW.into(),
+            modules: Vec::new(),
+        }
+    }
+}
+
+/// What a boot needs of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// QEMU's program.
+    pub qemu: &'a Path,
+    /// The engine's program.
+    pub engine: &'a Path,
+    /// Starts both.
+    pub spawner: &'a Spawner,
+    /// Where their sockets, logs and statistics go.
+    pub run_dir: &'a RunDir,
+}
 
 /// A kernel and what goes with it.
 #[derive(Clone, Debug)]
@@ -103,7 +140,7 @@ impl Linux {
     }
 
     /// The first root file system, for a machine with this many engines.
-    fn initramfs(&self, engines: u32) -> std::io::Result<Vec<u8>> {
+    fn initramfs(&self, engines: u32, errand: &Errand) -> std::io::Result<Vec<u8>> {
         let mut archive = cpio::Archive::default();
         for directory in ["bin", "dev", "modules"] {
             archive.directory(directory);
@@ -114,6 +151,7 @@ impl Linux {
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()?;
         modules.sort();
+        modules.extend(errand.modules.iter().cloned());
         let mut load = String::new();
         for module in &modules {
             let name = module.file_name().map(OsStr::to_string_lossy);
@@ -123,25 +161,32 @@ impl Linux {
         }
         let script = INIT
             .replace("MODULES", &load)
-            .replace("ENGINES", &engines.to_string());
+            .replace("ENGINES", &engines.to_string())
+            .replace("ERRAND", &errand.script);
         archive.program("init", script.as_bytes());
         Ok(archive.finish())
     }
 
-    /// Boots it on a machine with the engines of `settings`, until it has turned itself off or
-    /// `patience` is over. Gives its console; what the engines counted is in `run_dir`.
+    /// Boots it on a machine with the engines of `settings`, until it has done its errand and turned
+    /// itself off, or `patience` is over. Gives its console.
     pub fn boot(
         &self,
-        qemu: &Path,
-        spawner: &Spawner,
-        engine: &Path,
+        host: Host<'_>,
         settings: &Settings,
-        run_dir: &RunDir,
+        errand: &Errand,
         patience: Duration,
     ) -> Result<String, Failure> {
+        let Host {
+            qemu,
+            engine,
+            spawner,
+            run_dir,
+        } = host;
         run_dir.prepare()?;
         let initramfs = run_dir.path().join("initramfs");
-        let archive = self.initramfs(settings.engines).context("initramfs")?;
+        let archive = self
+            .initramfs(settings.engines, errand)
+            .context("initramfs")?;
         fs::write(&initramfs, archive).context(initramfs.display())?;
         let mut engines = Engines::new(spawner.clone(), engine, settings, run_dir);
         engines.start_all()?;

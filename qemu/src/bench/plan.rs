@@ -1,0 +1,91 @@
+//! What is run, and how often.
+
+use serde::Serialize;
+
+/// A run of the benchmark.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// How often each system boots.
+    pub rounds: usize,
+    /// How often a boot goes through its cases.
+    pub repeat: u32,
+    /// Milliseconds of one case of `bench copy`.
+    pub ms: u32,
+    /// Bytes of a copy.
+    pub sizes: Vec<u32>,
+    /// Copies for one doorbell.
+    pub batches: Vec<u32>,
+    /// References that each CPU finds and puts in one case of `bench find`.
+    pub pairs: u32,
+    /// Whether Linux takes part.
+    pub linux: bool,
+}
+
+impl Plan {
+    /// As `make bench` runs it.
+    pub fn full() -> Self {
+        Self {
+            rounds: 7,
+            repeat: 5,
+            ms: 250,
+            sizes: vec![4096, 65536],
+            batches: vec![1, 32],
+            pairs: 500_000,
+            linux: true,
+        }
+    }
+
+    /// As `SHORT=1` asks for it: less than two minutes.
+    pub fn short() -> Self {
+        Self {
+            rounds: 3,
+            repeat: 3,
+            ms: 60,
+            pairs: 100_000,
+            ..Self::full()
+        }
+    }
+
+    /// Seconds: every part of it once, for tests.
+    pub fn tiny() -> Self {
+        Self {
+            rounds: 1,
+            repeat: 1,
+            ms: 5,
+            pairs: 1000,
+            linux: false,
+            ..Self::full()
+        }
+    }
+
+    /// The console commands of a boot of Longshore.
+    pub fn commands(&self) -> String {
+        let list = |numbers: &[u32]| {
+            let words: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            words.join(",")
+        };
+        let Self {
+            repeat, ms, pairs, ..
+        } = self;
+        format!(
+            "bench copy sizes={} batches={} ms={ms} repeat={repeat}; \
+             bench find pairs={pairs} repeat={repeat}; audit; bench totals",
+            list(&self.sizes),
+            list(&self.batches),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_the_kernel() {
+        assert_eq!(
+            Plan::tiny().commands(),
+            "bench copy sizes=4096,65536 batches=1,32 ms=5 repeat=1; \
+             bench find pairs=1000 repeat=1; audit; bench totals"
+        );
+    }
+}
