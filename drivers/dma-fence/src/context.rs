@@ -1,9 +1,9 @@
 //! Contexts: the numbers under which fences are ordered.
 
 use crate::fence::{Fence, Signaler};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Counter, Ordering};
 
-static NEXT: AtomicU64 = AtomicU64::new(1);
+static NEXT: Counter = Counter::new(1);
 
 /// A context number that nobody else has. They are never reused.
 pub fn next_context() -> u64 {
@@ -14,7 +14,7 @@ pub fn next_context() -> u64 {
 #[derive(Debug)]
 pub struct Context {
     number: u64,
-    seqno: AtomicU64,
+    seqno: Counter,
 }
 
 impl Context {
@@ -22,7 +22,7 @@ impl Context {
     pub fn new() -> Self {
         Self {
             number: next_context(),
-            seqno: AtomicU64::new(1),
+            seqno: Counter::new(1),
         }
     }
 

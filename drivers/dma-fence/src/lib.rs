@@ -19,7 +19,9 @@ extern crate alloc;
 mod context;
 mod error;
 mod fence;
-mod sync;
+#[cfg(all(loom, test))]
+mod models;
+pub mod sync;
 mod wait;
 
 pub use context::{Context, next_context};

@@ -1,8 +1,29 @@
-//! The one place where this crate takes its atomics and locks from, so that a model checker can
-//! replace them.
+//! Atomics and locks that a model checker can replace, for this crate and those above it: the one
+//! place that knows of loom. `make loom` builds with `--cfg loom`, and runs the models beside the
+//! code alone: nothing else can run in such a build.
 
-pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
-pub(crate) use spin::Mutex;
+pub use core::sync::atomic::Ordering;
 
-#[cfg(test)]
-pub(crate) use core::sync::atomic::AtomicUsize;
+/// For numbers that order nothing: never modelled.
+pub use core::sync::atomic::AtomicU64 as Counter;
+
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicU64, AtomicUsize, fence};
+#[cfg(not(loom))]
+pub use spin::Mutex;
+
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU64, AtomicUsize, fence};
+
+/// loom's, with the interface of `spin`'s.
+#[cfg(loom)]
+#[derive(Debug, Default)]
+pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+#[cfg(loom)]
+impl<T> Mutex<T> {
+    /// Takes the lock.
+    pub fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        self.0.lock().expect("a model ends with the first panic")
+    }
+}

@@ -3,10 +3,9 @@
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::mem;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use core::task::{Poll, Waker};
 
-use spin::Mutex;
+use dma_fence::sync::{AtomicUsize, Mutex, Ordering, fence};
 
 /// A list of waiting tasks, all woken together to look at their conditions again.
 #[derive(Default)]
@@ -133,5 +132,81 @@ mod tests {
         assert!(block_on(never).is_err());
         assert_eq!(list.waiting.load(Ordering::Relaxed), 0);
         assert!(list.list.lock().wakers.is_empty());
+    }
+}
+
+/// Run by loom in every order that the memory model allows.
+#[cfg(all(loom, test))]
+mod models {
+    use super::*;
+    use core::future::Future;
+    use core::pin::pin;
+    use core::task::Context;
+    use loom::future::block_on;
+    use loom::thread;
+    use std::sync::Arc;
+
+    #[derive(Default)]
+    struct Shared {
+        list: WaitList,
+        condition: AtomicUsize,
+    }
+
+    impl Shared {
+        /// What changes the condition has nothing but the list to be heard by.
+        fn set(&self, value: usize) {
+            self.condition.store(value, Ordering::Relaxed);
+            self.list.wake_all();
+        }
+
+        fn is(&self, value: usize) -> Option<()> {
+            (self.condition.load(Ordering::Relaxed) >= value).then_some(())
+        }
+    }
+
+    #[test]
+    fn no_wake_is_lost() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let other = shared.clone();
+            let thread = thread::spawn(move || other.set(1));
+            // loom reports a task that nobody wakes as a deadlock.
+            block_on(shared.list.until(|| shared.is(1)));
+            thread.join().unwrap();
+            assert!(shared.list.list.lock().wakers.is_empty());
+        });
+    }
+
+    #[test]
+    fn the_second_change_is_heard_as_well() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let other = shared.clone();
+            let thread = thread::spawn(move || {
+                other.set(1);
+                other.set(2);
+            });
+            block_on(shared.list.until(|| shared.is(2)));
+            thread.join().unwrap();
+            assert_eq!(shared.list.waiting.load(Ordering::Relaxed), 0);
+        });
+    }
+
+    #[test]
+    fn who_gives_up_takes_no_other_off_the_list() {
+        loom::model(|| {
+            let shared = Arc::new(Shared::default());
+            let other = shared.clone();
+            let thread = thread::spawn(move || other.set(1));
+            {
+                let mut given_up = pin!(shared.list.until(|| shared.is(1)));
+                let _ = given_up
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()));
+            }
+            block_on(shared.list.until(|| shared.is(1)));
+            thread.join().unwrap();
+            assert_eq!(shared.list.waiting.load(Ordering::Relaxed), 0);
+        });
     }
 }
