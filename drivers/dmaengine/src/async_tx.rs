@@ -4,6 +4,7 @@
 //! A client that submits here has no retry of its own. What is in flight when an engine leaves is
 //! finished elsewhere by the removal; what is submitted then goes to another channel at once.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 
@@ -20,6 +21,7 @@ use crate::descriptor::Descriptor;
 use crate::life::{RequestError, Sharing};
 use crate::prep::{PrepError, PrepReason};
 use crate::public::{Interest, Transaction};
+use crate::raid::{Pq, PqVal, Xor, XorVal};
 use crate::registry::Registry;
 use crate::submitted::{Finished, Submitted};
 use crate::work::{Kind, Memcpy, Memset};
@@ -136,6 +138,46 @@ impl AsyncTx {
         flags: Flags,
     ) -> Result<Sent<Memset>, PrepError<Memset>> {
         self.send(dst, |channel, dst| channel.prep_memset(dst, value, flags))
+            .await
+    }
+
+    /// Has an exclusive or made, as [`AsyncTx::memcpy`] copies.
+    pub async fn xor(
+        &self,
+        xor: impl Into<Box<Xor>>,
+        flags: Flags,
+    ) -> Result<Sent<Xor>, PrepError<Xor>> {
+        self.send(xor.into(), |channel, xor| channel.prep_xor(xor, flags))
+            .await
+    }
+
+    /// Has an exclusive or checked, as [`AsyncTx::memcpy`] copies.
+    pub async fn xor_val(
+        &self,
+        xor: impl Into<Box<XorVal>>,
+        flags: Flags,
+    ) -> Result<Sent<XorVal>, PrepError<XorVal>> {
+        self.send(xor.into(), |channel, xor| channel.prep_xor_val(xor, flags))
+            .await
+    }
+
+    /// Has the parities of RAID 6 computed, as [`AsyncTx::memcpy`] copies.
+    pub async fn pq(
+        &self,
+        pq: impl Into<Box<Pq>>,
+        flags: Flags,
+    ) -> Result<Sent<Pq>, PrepError<Pq>> {
+        self.send(pq.into(), |channel, pq| channel.prep_pq(pq, flags))
+            .await
+    }
+
+    /// Has the parities of RAID 6 checked, as [`AsyncTx::memcpy`] copies.
+    pub async fn pq_val(
+        &self,
+        pq: impl Into<Box<PqVal>>,
+        flags: Flags,
+    ) -> Result<Sent<PqVal>, PrepError<PqVal>> {
+        self.send(pq.into(), |channel, pq| channel.prep_pq_val(pq, flags))
             .await
     }
 

@@ -1,6 +1,6 @@
-//! The test client: many random copies (or fills), each compared byte for byte, with guards around
-//! the copied part. Parameters, patterns and lines are those of Linux's dmatest
-//! (Documentation/driver-api/dmaengine/dmatest.rst).
+//! The test client: many random copies (or fills, exclusive ors, parities), each compared byte for
+//! byte, with guards around the copied part. Parameters, patterns and lines are those of Linux's
+//! dmatest (Documentation/driver-api/dmaengine/dmatest.rst).
 //!
 //! Test threads are tasks, spread over the CPUs. [`run()`] waits for them; dropping its future stops
 //! them at their next test.

@@ -3,6 +3,9 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
+use crate::capability::Capabilities;
+use crate::device::DeviceInfo;
+
 /// Threads per channel and channels per test, at most: more is a slip of the finger.
 const THREADS_MAX: usize = 256;
 /// Sources of an exclusive or or a parity, at most.
@@ -17,6 +20,10 @@ pub enum TestType {
     Copy,
     /// `dmatest=1`: fill.
     Set,
+    /// `dmatest=2`: exclusive or.
+    Xor,
+    /// `dmatest=3`: the two parities of RAID 6.
+    Pq,
 }
 
 /// The parameters, with Linux's names and defaults.
@@ -44,12 +51,35 @@ pub struct Params {
     pub transfer_size: usize,
     /// Log2 of the alignment of lengths and offsets; -1 for the device's own.
     pub alignment: i32,
-    /// Sources of an exclusive or, for devices that have it.
+    /// Sources of an exclusive or. As Linux does, one more where it is even, so that the exclusive
+    /// or of equal sources is the source; and less where the device takes less.
     pub xor_sources: usize,
-    /// Sources of a parity, for devices that have it.
+    /// Sources of the parities, in the same way.
     pub pq_sources: usize,
     /// What the threads do.
     pub dmatest: TestType,
+}
+
+impl TestType {
+    /// What a device must be capable of.
+    pub(super) fn capability(self) -> Capabilities {
+        match self {
+            Self::Copy => Capabilities::MEMCPY,
+            Self::Set => Capabilities::MEMSET,
+            Self::Xor => Capabilities::XOR,
+            Self::Pq => Capabilities::PQ,
+        }
+    }
+
+    /// As threads are named after it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Set => "set",
+            Self::Xor => "xor",
+            Self::Pq => "pq",
+        }
+    }
 }
 
 impl Default for Params {
@@ -101,6 +131,20 @@ impl Params {
         Ok(params)
     }
 
+    /// Sources and destinations of one operation on the device.
+    pub(super) fn blocks(&self, info: &DeviceInfo) -> (usize, usize) {
+        // Of a device that takes two, three are asked all the same: the CPU does it.
+        let odd = |wanted: usize, limit: u8| {
+            let most = usize::from(limit.max(3));
+            (wanted | 1).min((most - 1) | 1)
+        };
+        match self.dmatest {
+            TestType::Copy | TestType::Set => (1, 1),
+            TestType::Xor => (odd(self.xor_sources, info.max_xor), 1),
+            TestType::Pq => (odd(self.pq_sources, info.max_pq), 2),
+        }
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Result<(), ParamError> {
         match key {
             "channel" => self.channel = (!value.is_empty()).then(|| value.to_string()),
@@ -123,7 +167,13 @@ impl Params {
             "dmatest" => match number(key, value)? {
                 0 => self.dmatest = TestType::Copy,
                 1 => self.dmatest = TestType::Set,
-                _ => return wrong(format_args!("dmatest={value}: 0 is memcpy, 1 is memset")),
+                2 => self.dmatest = TestType::Xor,
+                3 => self.dmatest = TestType::Pq,
+                _ => {
+                    return wrong(format_args!(
+                        "dmatest={value}: 0 is memcpy, 1 memset, 2 xor, 3 pq"
+                    ));
+                }
             },
             _ => return wrong(format_args!("{key}: unknown parameter")),
         }
@@ -253,7 +303,7 @@ mod tests {
             ("alignment=40", "expected -1 to 30"),
             ("alignment=x", "expected a number"),
             ("polled=maybe", "expected 0 or 1"),
-            ("dmatest=2", "0 is memcpy, 1 is memset"),
+            ("dmatest=4", "0 is memcpy, 1 memset, 2 xor, 3 pq"),
             ("xor_sources=1", "expected 2 to 32"),
             ("colour=red", "colour: unknown parameter"),
             ("iterations", "iterations: expected key=value"),

@@ -8,13 +8,13 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dma_fence::{Context, Fence, Signaler};
-use hal::dma::Memory;
+use hal::dma::{Memory, OutOfMemory};
 use hal::time::{Duration, Instant};
 use spin::Mutex;
 
 use super::params::{ParamError, Params, TestType};
 use super::random::Random;
-use super::thread::{Report, Thread};
+use super::thread::{Buffers, Report, Thread};
 use crate::async_tx::AsyncTx;
 use crate::capability::Capabilities;
 use crate::chan::DmaChan;
@@ -103,7 +103,7 @@ pub async fn run<'a>(
     for chan in &chans {
         check(chan, &params)?;
     }
-    let mut buffers = buffers(&params, chans.len() * params.threads_per_chan)?;
+    let mut buffers = buffers(&params, &chans)?.into_iter();
     let client = Client::new("dmatest");
     let mut ways = Vec::new();
     for chan in &chans {
@@ -122,7 +122,7 @@ pub async fn run<'a>(
             chan.name()
         ));
         for index in 0..count {
-            let (Some((src, dst)), Some(tx)) = (buffers.pop(), ways.next()) else {
+            let (Some(buffers), Some(tx)) = (buffers.next(), ways.next()) else {
                 break;
             };
             threads.push(spawn(Thread {
@@ -132,8 +132,7 @@ pub async fn run<'a>(
                 params: params.clone(),
                 stop: stop.0.clone(),
                 out: out.clone(),
-                src,
-                dst,
+                buffers,
                 random: Random::new(Instant::now().as_nanos() ^ (threads.len() as u64) << 56),
             }));
         }
@@ -162,7 +161,7 @@ pub async fn run<'a>(
 
 /// The channels to test.
 fn choose(registry: &Registry, params: &Params, out: &Output) -> Result<Vec<DmaChan>, ParamError> {
-    let capability = capability(params.dmatest);
+    let capability = params.dmatest.capability();
     if let Some(name) = &params.channel {
         let Some(chan) = registry.channel(name) else {
             let names = names(registry);
@@ -212,14 +211,28 @@ fn check(chan: &DmaChan, params: &Params) -> Result<(), ParamError> {
     Ok(())
 }
 
-fn buffers(params: &Params, pairs: usize) -> Result<Vec<(Memory, Memory)>, RunError> {
+/// The buffers of each thread, in the order of the threads.
+fn buffers(params: &Params, chans: &[DmaChan]) -> Result<Vec<Buffers>, RunError> {
     let size = params.test_buf_size;
-    (0..pairs)
-        .map(|_| Ok((Memory::new(size)?, Memory::new(size)?)))
-        .collect::<Result<_, hal::dma::OutOfMemory>>()
+    let blocks = || {
+        let of_each = chans.iter().map(|chan| params.blocks(chan.info()));
+        of_each.flat_map(|blocks| core::iter::repeat_n(blocks, params.threads_per_chan))
+    };
+    let several = |count| {
+        let buffers = (0..count).map(|_| Memory::new(size));
+        buffers.collect::<Result<_, OutOfMemory>>()
+    };
+    blocks()
+        .map(|(srcs, dsts)| {
+            Ok(Buffers {
+                srcs: several(srcs)?,
+                dsts: several(dsts)?,
+            })
+        })
+        .collect::<Result<_, OutOfMemory>>()
         .map_err(|_| RunError::Memory {
             test_buf_size: size,
-            buffers: 2 * pairs,
+            buffers: blocks().map(|(srcs, dsts)| srcs + dsts).sum(),
         })
 }
 
@@ -245,19 +258,8 @@ fn spawn(thread: Thread) -> Started {
     started
 }
 
-fn capability(test: TestType) -> Capabilities {
-    match test {
-        TestType::Copy => Capabilities::MEMCPY,
-        TestType::Set => Capabilities::MEMSET,
-    }
-}
-
 fn thread_name(chan: &DmaChan, test: TestType, index: usize) -> String {
-    let what = match test {
-        TestType::Copy => "copy",
-        TestType::Set => "set",
-    };
-    format!("{}-{what}{index}", chan.name())
+    format!("{}-{}{index}", chan.name(), test.name())
 }
 
 fn summarize(name: &str, report: &Report, out: &Output) {
@@ -379,6 +381,49 @@ mod tests {
         let (result, lines) = run_line(&registry, "dmatest=1 iterations=30 polled=1");
         assert_eq!(result.unwrap().failures, 0);
         assert!(lines[1].starts_with("dmatest: dma0chan0-set0: summary 30 tests, 0 failures"));
+    }
+
+    #[test]
+    fn the_cpu_does_what_no_engine_can() {
+        for (test, kind) in [("2", "xor"), ("3", "pq")] {
+            let registry = with(&Mock::eager(8));
+            let line = format!("dmatest={test} iterations=30 {kind}_sources=4");
+            let (result, lines) = run_line(&registry, &line);
+            let summary = result.unwrap();
+            assert_eq!((summary.tests, summary.failures), (30, 0));
+            let says = format!("dmatest: no engine found that can {kind}, the CPU does it");
+            assert_eq!(lines[0], says);
+            let start = format!("dmatest: cpu-{kind}0: summary 30 tests, 0 failures ");
+            assert!(lines[2].starts_with(&start), "{lines:?}");
+            assert_eq!(registry.cpu().counters().parities, 30);
+        }
+    }
+
+    fn with_parities(max: u8) -> (Registry, Arc<Mock>) {
+        let registry = Registry::new();
+        let mock = Mock::eager(8);
+        let info = crate::DeviceInfo {
+            capabilities: Capabilities::XOR | Capabilities::PQ,
+            max_xor: max,
+            max_pq: max,
+            ..mock::info()
+        };
+        registry.register(info, vec![mock.clone()]).unwrap();
+        (registry, mock)
+    }
+
+    #[test]
+    fn parities_are_tested_with_as_many_sources_as_an_engine_takes() {
+        for test in ["2", "3"] {
+            for (max, by_engine) in [(2, 0), (3, 5), (4, 5), (8, 5)] {
+                let (registry, _mock) = with_parities(max);
+                let line = format!("dmatest={test} iterations=5 xor_sources=8 pq_sources=8");
+                let (result, lines) = run_line(&registry, &line);
+                assert_eq!(result.unwrap().failures, 0, "{lines:?}");
+                let chan = registry.channel("dma0chan0").unwrap();
+                assert_eq!(chan.counters().parities, by_engine, "{max} sources");
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! One test thread: a task that tests one channel.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dma_fence::{Fence, FenceError};
 use hal::dma::{Destination, Memory, Source};
 use hal::time::{Duration, Instant, timeout};
+use smallvec::SmallVec;
 
 use super::params::{Params, TestType};
 use super::pattern::{self, Expected, Mismatch};
@@ -16,7 +20,8 @@ use super::run::Output;
 use crate::async_tx::{AsyncTx, Sent};
 use crate::capability::Flags;
 use crate::chan::DmaChan;
-use crate::prep::PrepReason;
+use crate::prep::{PrepError, PrepReason};
+use crate::raid::{Pq, Sources, Xor};
 use crate::submitted::Submitted;
 use crate::work::Kind;
 
@@ -45,10 +50,19 @@ pub(super) struct Thread {
     pub(super) params: Arc<Params>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) out: Output,
-    pub(super) src: Memory,
-    pub(super) dst: Memory,
+    pub(super) buffers: Buffers,
     pub(super) random: Random,
 }
+
+/// A thread's buffers: all equally long.
+pub(super) struct Buffers {
+    pub(super) srcs: Vec<Memory>,
+    pub(super) dsts: Vec<Memory>,
+}
+
+/// The same, in operations.
+type Blocks = (Destinations, Sources);
+type Destinations = SmallVec<[Destination; 2]>;
 
 /// Where in the buffers one test copies.
 #[derive(Clone, Copy)]
@@ -56,6 +70,18 @@ struct Place {
     src_off: usize,
     dst_off: usize,
     len: usize,
+}
+
+impl Place {
+    /// What is read of each source.
+    fn from(self) -> Range<usize> {
+        self.src_off..self.src_off + self.len
+    }
+
+    /// What is written of each destination.
+    fn to(self) -> Range<usize> {
+        self.dst_off..self.dst_off + self.len
+    }
 }
 
 /// How one test failed.
@@ -67,7 +93,7 @@ enum Failure {
 }
 
 /// The buffers after a test, or that they are lost, and how it went.
-type Outcome = (Option<(Memory, Memory)>, Result<(), Failure>);
+type Outcome<T> = (Option<T>, Result<(), Failure>);
 
 const EIO: i32 = -5;
 const ENODEV: i32 = -19;
@@ -82,8 +108,7 @@ impl Thread {
             params,
             stop,
             out,
-            src,
-            dst,
+            buffers,
             mut random,
         } = self;
         let test = Test {
@@ -94,8 +119,8 @@ impl Thread {
             out: &out,
         };
         let mut report = Report::default();
-        let mut buffers = Some((src, dst));
-        while let Some((src, dst)) = buffers.take() {
+        let mut left = Some(buffers);
+        while let Some(buffers) = left.take() {
             if stop.load(Ordering::Relaxed)
                 || (params.iterations > 0 && report.tests == params.iterations)
             {
@@ -105,13 +130,13 @@ impl Thread {
             hal::task::yield_now().await;
             report.tests += 1;
             let place = test.place(&mut random);
-            let (back, result) = test.once(place, src, dst, &mut report.time).await;
+            let (back, result) = test.once(place, buffers, &mut report.time).await;
             report.bytes += place.len as u64;
-            buffers = back;
+            left = back;
             let Err(failure) = result else { continue };
             report.failures += 1;
             let end = match failure {
-                Failure::Test(..) if buffers.is_none() => EIO,
+                Failure::Test(..) if left.is_none() => EIO,
                 Failure::Test(..) => 0,
                 Failure::End(_, errno) => errno,
             };
@@ -188,91 +213,101 @@ impl Test<'_> {
     async fn once(
         &self,
         place: Place,
-        mut src: Memory,
-        mut dst: Memory,
+        mut buffers: Buffers,
         time: &mut Duration,
-    ) -> Outcome {
-        let from = place.src_off..place.src_off + place.len;
-        let to = place.dst_off..place.dst_off + place.len;
+    ) -> Outcome<Buffers> {
+        let (from, to) = (place.from(), place.to());
         if !self.params.noverify {
-            pattern::fill(
-                &mut src,
-                from.clone(),
-                pattern::SRC,
-                pattern::SRC | pattern::COPY,
-            );
-            pattern::fill(
-                &mut dst,
-                to.clone(),
-                pattern::DST,
-                pattern::DST | pattern::OVERWRITE,
-            );
+            for src in &mut buffers.srcs {
+                let inside = pattern::SRC | pattern::COPY;
+                pattern::fill(src, from.clone(), pattern::SRC, inside);
+            }
+            for dst in &mut buffers.dsts {
+                let inside = pattern::DST | pattern::OVERWRITE;
+                pattern::fill(dst, to.clone(), pattern::DST, inside);
+            }
         }
-        let outcome = match self.params.dmatest {
-            TestType::Copy => self.copy(from.clone(), to.clone(), src, dst, time).await,
-            TestType::Set => self.set(to.clone(), src, dst, time).await,
+        let Buffers { srcs, dsts } = buffers;
+        // Both ranges lie inside by construction; were they not, the buffers would be lost.
+        let srcs = srcs.into_iter().map(Arc::new);
+        let srcs = srcs.map(|src| Source::new(src, from.clone()));
+        let dsts = dsts.into_iter();
+        let dsts = dsts.map(|dst| Destination::new(dst, to.clone()).ok());
+        let (Some(srcs), Some(dsts)) = (srcs.collect(), dsts.collect()) else {
+            return (None, Err(Failure::End("range error", EIO)));
         };
-        match outcome {
-            (Some((src, dst)), Ok(())) if !self.params.noverify => {
-                let errors = self.verify(place, &src, &dst);
-                let result = match errors {
+        let start = Instant::now();
+        let (back, result) = self.operation(dsts, srcs).await;
+        *time += start.elapsed();
+        let buffers = back.and_then(|(dsts, srcs)| {
+            let src = |src: Source| {
+                let shared = src.memory().clone();
+                drop(src);
+                Arc::into_inner(shared)
+            };
+            Some(Buffers {
+                srcs: srcs.into_iter().map(src).collect::<Option<_>>()?,
+                dsts: dsts.into_iter().map(Destination::into_memory).collect(),
+            })
+        });
+        match (buffers, result) {
+            (Some(buffers), Ok(())) if !self.params.noverify => {
+                let result = match self.verify(place, &buffers) {
                     0 => Ok(()),
                     errors => Err(Failure::Test("data error", None, errors)),
                 };
-                (Some((src, dst)), result)
+                (Some(buffers), result)
             }
             other => other,
         }
     }
 
-    async fn copy(
-        &self,
-        from: core::ops::Range<usize>,
-        to: core::ops::Range<usize>,
-        src: Memory,
-        dst: Memory,
-        time: &mut Duration,
-    ) -> Outcome {
-        // Both ranges lie inside by construction; were they not, the buffers would be lost.
-        let Some(source) = Source::new(Arc::new(src), from) else {
-            return (None, Err(Failure::End("src range error", EIO)));
+    /// One operation on `dsts` and `srcs`, as many as [`Params::blocks`] says.
+    async fn operation(&self, mut dsts: Destinations, mut srcs: Sources) -> Outcome<Blocks> {
+        let flags = self.flags();
+        let Some(dst) = dsts.pop() else {
+            return (None, Err(Failure::End("no buffers", EIO)));
         };
-        let Ok(destination) = Destination::new(dst, to) else {
-            return (None, Err(Failure::End("dst range error", EIO)));
-        };
-        let start = Instant::now();
-        let sent = self.tx.memcpy(destination, source, self.flags()).await;
-        let (buffers, result) = match sent {
-            Ok(sent) => self.transfer(sent).await,
-            Err(error) => (Some(error.buffers), Err(prep_failure(error.reason))),
-        };
-        *time += start.elapsed();
-        let buffers = buffers.and_then(|(destination, source)| {
-            let shared = source.memory().clone();
-            drop(source);
-            Some((Arc::into_inner(shared)?, destination.into_memory()))
-        });
-        (buffers, result)
-    }
-
-    async fn set(
-        &self,
-        to: core::ops::Range<usize>,
-        src: Memory,
-        dst: Memory,
-        time: &mut Duration,
-    ) -> Outcome {
-        let Ok(destination) = Destination::new(dst, to) else {
-            return (None, Err(Failure::End("dst range error", EIO)));
-        };
-        let start = Instant::now();
-        let sent = self.tx.memset(destination, pattern::SET, self.flags());
-        let (buffers, result) = match sent.await {
-            Ok(sent) => self.transfer(sent).await,
-            Err(error) => (Some(error.buffers), Err(prep_failure(error.reason))),
-        };
-        *time += start.elapsed();
-        (buffers.map(|dst| (src, dst.into_memory())), result)
+        match self.params.dmatest {
+            TestType::Copy => {
+                let Some(src) = srcs.pop() else {
+                    return (None, Err(Failure::End("no buffers", EIO)));
+                };
+                let (back, result) = self.transfer(self.tx.memcpy(dst, src, flags).await).await;
+                let blocks =
+                    |(dst, src)| (Destinations::from_iter([dst]), Sources::from_iter([src]));
+                (back.map(blocks), result)
+            }
+            TestType::Set => {
+                let sent = self.tx.memset(dst, pattern::SET, flags).await;
+                let (back, result) = self.transfer(sent).await;
+                (
+                    back.map(|dst| (Destinations::from_iter([dst]), srcs)),
+                    result,
+                )
+            }
+            TestType::Xor => {
+                let sent = self.tx.xor(Xor { dst, srcs }, flags).await;
+                let (back, result) = self.transfer(sent).await;
+                let blocks = |xor: Box<Xor>| (Destinations::from_iter([xor.dst]), xor.srcs);
+                (back.map(blocks), result)
+            }
+            TestType::Pq => {
+                // With coefficients of 1, as Linux has them here, Q is P.
+                let pq = Pq {
+                    p: Some(dst),
+                    q: dsts.pop(),
+                    srcs: srcs.into_iter().map(|src| (src, 1)).collect(),
+                };
+                let (back, result) = self.transfer(self.tx.pq(pq, flags).await).await;
+                let blocks = |pq: Box<Pq>| {
+                    let Pq { p, q, srcs } = *pq;
+                    let srcs = srcs.into_iter().map(|(src, _)| src);
+                    (p.into_iter().chain(q).collect(), srcs.collect())
+                };
+                (back.map(blocks), result)
+            }
+        }
     }
 
     fn flags(&self) -> Flags {
@@ -283,8 +318,11 @@ impl Test<'_> {
         }
     }
 
-    async fn transfer<K: Kind>(&self, sent: Sent<K>) -> (Option<K::Buffers>, Result<(), Failure>) {
-        let Sent { submitted, via } = sent;
+    async fn transfer<K: Kind>(&self, sent: Result<Sent<K>, PrepError<K>>) -> Outcome<K::Buffers> {
+        let Sent { submitted, via } = match sent {
+            Ok(sent) => sent,
+            Err(error) => return (Some(error.buffers), Err(prep_failure(error.reason))),
+        };
         let limit = Duration::from_millis(self.params.timeout);
         let completed = timeout(limit, self.completed(submitted.fence(), &via)).await;
         match completed {
@@ -330,67 +368,67 @@ impl Test<'_> {
         (buffers, Err(failure))
     }
 
-    /// Compares both buffers, guards included; the number of bytes that differ.
-    fn verify(&self, place: Place, src: &[u8], dst: &[u8]) -> usize {
-        let Place {
-            src_off,
-            dst_off,
-            len,
-        } = place;
-        let copied = match self.params.dmatest {
-            TestType::Copy => Expected::Pattern {
-                pattern: pattern::SRC | pattern::COPY,
-                position: src_off,
-            },
-            TestType::Set => Expected::Byte(pattern::SET),
+    /// Compares all buffers, guards included; the number of bytes that differ.
+    fn verify(&self, place: Place, buffers: &Buffers) -> usize {
+        let read = Expected::Pattern {
+            pattern: pattern::SRC | pattern::COPY,
+            position: place.src_off,
         };
-        let guard = |pattern, position| Expected::Pattern { pattern, position };
-        let (src_end, dst_end) = (src_off + len, dst_off + len);
-        let inside = guard(pattern::SRC | pattern::COPY, src_off);
+        let written = match self.params.dmatest {
+            TestType::Set => Expected::Byte(pattern::SET),
+            // The exclusive or of an odd number of equal sources is the source.
+            TestType::Copy | TestType::Xor | TestType::Pq => read,
+        };
+        let guard = |pattern, range: Range<usize>| {
+            let position = range.start;
+            (range, Expected::Pattern { pattern, position })
+        };
         let size = self.params.test_buf_size;
-        [
-            (src, 0..src_off, guard(pattern::SRC, 0), "srcbuf", CORRUPTED),
-            (src, src_off..src_end, inside, "srcbuf", CORRUPTED),
-            (
-                src,
-                src_end..size,
-                guard(pattern::SRC, src_end),
-                "srcbuf",
-                CORRUPTED,
-            ),
-            (
-                dst,
-                0..dst_off,
-                guard(pattern::DST, 0),
-                "dstbuf",
-                OVERWRITTEN,
-            ),
-            (dst, dst_off..dst_end, copied, "dstbuf", NOT_COPIED),
-            (
-                dst,
-                dst_end..size,
-                guard(pattern::DST, dst_end),
-                "dstbuf",
-                OVERWRITTEN,
-            ),
-        ]
-        .into_iter()
-        .map(|(buffer, range, expected, which, what)| {
-            let mut shown = 0;
-            let errors = pattern::check(buffer, range, expected, |mismatch| {
-                shown += 1;
-                if shown <= MISMATCHES_SHOWN {
-                    self.mismatch(which, what, mismatch);
-                }
-            });
-            if errors > MISMATCHES_SHOWN {
-                let more = errors - MISMATCHES_SHOWN;
-                let name = self.name;
-                self.print(format_args!("dmatest: {name}: {more} errors suppressed"));
+        let mut errors = 0;
+        for src in &buffers.srcs {
+            let range = place.from();
+            for (range, expected) in [
+                guard(pattern::SRC, 0..range.start),
+                (range.clone(), read),
+                guard(pattern::SRC, range.end..size),
+            ] {
+                errors += self.compare(src, range, expected, "srcbuf", CORRUPTED);
             }
-            errors
-        })
-        .sum()
+        }
+        for dst in &buffers.dsts {
+            let range = place.to();
+            for ((range, expected), what) in [
+                (guard(pattern::DST, 0..range.start), OVERWRITTEN),
+                ((range.clone(), written), NOT_COPIED),
+                (guard(pattern::DST, range.end..size), OVERWRITTEN),
+            ] {
+                errors += self.compare(dst, range, expected, "dstbuf", what);
+            }
+        }
+        errors
+    }
+
+    fn compare(
+        &self,
+        buffer: &[u8],
+        range: Range<usize>,
+        expected: Expected,
+        which: &str,
+        what: &str,
+    ) -> usize {
+        let mut shown = 0;
+        let errors = pattern::check(buffer, range, expected, |mismatch| {
+            shown += 1;
+            if shown <= MISMATCHES_SHOWN {
+                self.mismatch(which, what, mismatch);
+            }
+        });
+        if errors > MISMATCHES_SHOWN {
+            let more = errors - MISMATCHES_SHOWN;
+            let name = self.name;
+            self.print(format_args!("dmatest: {name}: {more} errors suppressed"));
+        }
+        errors
     }
 
     fn mismatch(&self, which: &str, what: &str, mismatch: Mismatch) {
