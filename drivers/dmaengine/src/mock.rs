@@ -15,6 +15,7 @@ use crate::client::Client;
 use crate::device::DeviceInfo;
 use crate::operation::Operation;
 use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
+use crate::work::Work;
 
 pub(crate) struct Mock {
     pub(crate) state: Mutex<State>,
@@ -41,7 +42,7 @@ pub(crate) struct State {
     pub(crate) stuck: bool,
     /// Ends everything with an error.
     pub(crate) fail: bool,
-    /// Flips a bit of every copy.
+    /// Flips a bit of every copy, exclusive or, and Q.
     pub(crate) corrupt: bool,
     /// Work that it refuses.
     pub(crate) refused: Capabilities,
@@ -81,7 +82,13 @@ impl Mock {
         };
         if result.is_ok() {
             operation.work_mut().run_by_cpu();
-            if corrupt && let crate::Work::Memcpy { dst, .. } = operation.work_mut() {
+            let written = match operation.work_mut() {
+                Work::Memcpy { dst, .. } => Some(dst),
+                Work::Xor(xor) => Some(&mut xor.dst),
+                Work::Pq(pq) => pq.q.as_mut(),
+                _ => None,
+            };
+            if let Some(dst) = written.filter(|_| corrupt) {
                 dst.bytes_mut()[0] ^= 1;
             }
         }

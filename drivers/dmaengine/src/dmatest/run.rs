@@ -427,6 +427,28 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_parity_is_found() {
+        for (test, message) in [
+            (
+                "2",
+                "dmatest: dma0chan0-xor0: dstbuf[0x0] not copied! Expected df, got de",
+            ),
+            (
+                "3",
+                "dmatest: dma0chan0-pq0: dstbuf[0x0] not copied! Expected df, got de",
+            ),
+        ] {
+            let (registry, mock) = with_parities(3);
+            mock.state.lock().corrupt = true;
+            let line = format!("dmatest={test} iterations=1 norandom=1 test_buf_size=256");
+            let (result, lines) = run_line(&registry, &line);
+            assert_eq!(result.unwrap().failures, 1);
+            assert_eq!(lines[1], message);
+            assert!(lines[2].ends_with("len=0x100 (1)"), "one byte: {lines:?}");
+        }
+    }
+
+    #[test]
     fn a_wrong_byte_is_found() {
         let mock = Mock::eager(8);
         mock.state.lock().corrupt = true;
