@@ -107,7 +107,17 @@ miri: toolchain
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
 	    -p hal -p dmaengine -p edu -p ioat --features hal/host -- --skip dmatest::run
 
-demo iso soak mutants fuzz:
+# The long forms of tests that `make test` runs for seconds: the protocol of the drain at full size,
+# and engines that go and come for SOAK seconds.
+SOAK ?= 600
+.PHONY: soak-drain soak-removal
+soak: soak-drain soak-removal
+soak-drain: toolchain
+	LONGSHORE_DRAIN=full cargo test --quiet --release -p dmaengine --test drain_check -- --nocapture
+soak-removal: build
+	LONGSHORE_SOAK=$(SOAK) cargo test --quiet -p longshore-qemu --test soak -- --nocapture
+
+demo iso mutants fuzz:
 	@echo "make $@ is not there yet" >&2; exit 2
 
 help:
@@ -118,6 +128,7 @@ help:
 	@echo "make debug               as run, stopped for gdb on port GDB"
 	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0 HOW=kill|power|allones"
 	@echo "                         to the machine that runs"
+	@echo "make soak                the long tests: soak-drain, soak-removal (SOAK=600 seconds)"
 	@echo "make loom, miri          models of concurrency; the crates that run on the host, under Miri"
 	@echo "make check, doc, clean   formatting and lints; documentation; removes what was built"
 	@echo
