@@ -16,3 +16,5 @@ mod copies;
 mod faults;
 #[path = "cosim/life.rs"]
 mod life;
+#[path = "cosim/rest.rs"]
+mod rest;

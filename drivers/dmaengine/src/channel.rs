@@ -3,8 +3,6 @@
 use core::fmt;
 use core::ops::Deref;
 
-use dma_fence::Fence;
-
 use crate::chan::{Chan, DmaChan};
 use crate::client::Client;
 use crate::descriptor::Descriptor;
@@ -101,24 +99,6 @@ impl Channel {
     /// interrupts.
     pub fn poll(&self) {
         self.chan().ops.poll();
-    }
-
-    /// Gives up everything submitted so far by all of this channel's clients. Returns at once;
-    /// the operations complete, with an error, when the hardware has let go of them.
-    pub fn terminate_all(&self) -> Fence {
-        self.chan().terminate_waiting();
-        self.chan().ops.terminate_all()
-    }
-
-    /// Waits until nothing is in flight or waits for others, polling: everything submitted before
-    /// the call has completed or failed. Bounded by the provider's limits, and by what operations
-    /// depend on.
-    pub async fn synchronize(&self) {
-        self.issue_pending();
-        while self.in_flight() + self.waiting() > 0 {
-            self.poll();
-            hal::task::yield_now().await;
-        }
     }
 
     /// Gives the channel up and, where no other client holds it, waits until it has stopped and

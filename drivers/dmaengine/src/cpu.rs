@@ -8,9 +8,10 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::mem;
 
-use dma_fence::{Context, Fence, FenceError};
+use dma_fence::{Context, Fence, FenceError, Signaler};
 use spin::Mutex;
 
 use crate::capability::Capabilities;
@@ -43,7 +44,7 @@ pub(crate) fn channel() -> Chan {
     let ops = Arc::new_cyclic(|this| Cpu {
         this: this.clone(),
         state: Mutex::default(),
-        terminations: Context::new(),
+        requests: Context::new(),
     });
     Chan::new(String::from("cpu"), Arc::new(info), ops)
 }
@@ -51,61 +52,39 @@ pub(crate) fn channel() -> Chan {
 struct Cpu {
     this: Weak<Cpu>,
     state: Mutex<State>,
-    terminations: Context,
+    requests: Context,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Operation>,
+    /// How many of them are issued.
+    issued: usize,
     /// Somebody works the queue off.
     busy: bool,
+    /// Nothing is begun.
+    paused: bool,
+    /// What is given up, and who waits until the operation in progress has ended.
+    given_up: VecDeque<Operation>,
+    waiting: Vec<Signaler>,
+}
+
+/// What the busy one does next.
+enum Turn {
+    Run(Operation),
+    GiveUp(VecDeque<Operation>, Vec<Signaler>),
+    End,
 }
 
 impl Cpu {
-    /// Works off up to [`BATCH`] operations; whether some are left. The caller is the busy one.
-    fn work(&self) -> bool {
-        for _ in 0..BATCH {
-            let next = {
-                let mut state = self.state.lock();
-                let next = state.queue.pop_front();
-                state.busy = next.is_some();
-                next
-            };
-            let Some(mut operation) = next else {
-                return false;
-            };
-            operation.work_mut().run_by_cpu();
-            operation.complete(Ok(()));
-        }
-        true
-    }
-}
-
-impl ChannelOps for Cpu {
-    fn kinds(&self) -> Capabilities {
-        KINDS
-    }
-
-    fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { drop(self.terminate_all()) })
-    }
-
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
-        let mut state = self.state.lock();
-        if state.queue.len() >= QUEUE {
-            return Err(Rejected::new(operation, SubmitReason::Full));
-        }
-        state.queue.push_back(operation);
-        Ok(())
-    }
-
-    fn issue_pending(&self) {
-        if mem::replace(&mut self.state.lock().busy, true) {
-            return;
+    /// Changes the state, and has somebody act on it: the busy one, or else the caller.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        {
+            let mut state = self.state.lock();
+            change(&mut state);
+            if mem::replace(&mut state.busy, true) {
+                return;
+            }
         }
         if self.work()
             && let Some(this) = self.this.upgrade()
@@ -118,25 +97,149 @@ impl ChannelOps for Cpu {
         }
     }
 
+    /// As [`Cpu::change`]; signalled once no operation that was begun before is in progress.
+    fn ask(&self, change: impl FnOnce(&mut State)) -> Fence {
+        let (signaler, fence) = self.requests.fence();
+        self.change(|state| {
+            change(state);
+            state.waiting.push(signaler);
+        });
+        fence
+    }
+
+    /// Works off up to [`BATCH`] operations; whether some are left. The caller is the busy one.
+    fn work(&self) -> bool {
+        for _ in 0..BATCH {
+            match self.turn() {
+                Turn::Run(mut operation) => {
+                    operation.work_mut().run_by_cpu();
+                    operation.complete(Ok(()));
+                }
+                Turn::GiveUp(operations, waiting) => {
+                    for operation in operations {
+                        operation.complete(Err(FenceError::Terminated));
+                    }
+                    for signaler in waiting {
+                        signaler.signal(Ok(()));
+                    }
+                }
+                Turn::End => return false,
+            }
+        }
+        true
+    }
+
+    fn turn(&self) -> Turn {
+        let mut state = self.state.lock();
+        if !state.waiting.is_empty() {
+            let given_up = mem::take(&mut state.given_up);
+            return Turn::GiveUp(given_up, mem::take(&mut state.waiting));
+        }
+        if state.issued > 0
+            && !state.paused
+            && let Some(operation) = state.queue.pop_front()
+        {
+            state.issued -= 1;
+            return Turn::Run(operation);
+        }
+        state.busy = false;
+        Turn::End
+    }
+}
+
+impl ChannelOps for Cpu {
+    fn kinds(&self) -> Capabilities {
+        KINDS
+    }
+
+    fn start<'a>(&'a self, _client: &'a Client) -> BoxFuture<'a, Result<(), StartError>> {
+        self.state.lock().paused = false;
+        Box::pin(async { Ok(()) })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            // Signalled by the busy one, or dropped with it: both are an end.
+            let _ = self.terminate_all().wait().await;
+        })
+    }
+
+    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+        let mut state = self.state.lock();
+        if state.queue.len() >= QUEUE {
+            return Err(Rejected::new(operation, SubmitReason::Full));
+        }
+        state.queue.push_back(operation);
+        Ok(())
+    }
+
+    fn issue_pending(&self) {
+        self.change(|state| state.issued = state.queue.len());
+    }
+
     fn poll(&self) {
-        self.issue_pending();
+        self.change(|_| {});
     }
 
     fn terminate_all(&self) -> Fence {
-        let queue = mem::take(&mut self.state.lock().queue);
-        for operation in queue {
-            operation.complete(Err(FenceError::Terminated));
-        }
-        let (signaler, fence) = self.terminations.fence();
-        signaler.signal(Ok(()));
-        fence
+        self.ask(|state| {
+            state.issued = 0;
+            let queue = mem::take(&mut state.queue);
+            state.given_up.extend(queue);
+        })
+    }
+
+    /// Takes effect after the operation in progress.
+    fn pause(&self) -> Fence {
+        self.ask(|state| state.paused = true)
+    }
+
+    fn resume(&self) {
+        self.change(|state| state.paused = false);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{Flags, Registry};
+    use crate::{Channel, Flags, Registry};
+    use dma_fence::{Fence, FenceError};
     use hal::host::block_on;
+    use spin::Mutex;
+    use std::sync::Arc;
+
+    #[test]
+    fn termination_and_pause_wait_for_the_operation_in_progress() {
+        let registry = Registry::new();
+        let channel = Arc::new(block_on(registry.cpu().request()).unwrap());
+        let submit = || {
+            let descriptor = channel.prep_interrupt(Flags::empty()).unwrap();
+            channel.submit(descriptor).unwrap().fence().clone()
+        };
+        // Asks from inside an operation's completion: that it ends is still to come.
+        let during = |ask: fn(&Channel) -> Fence| {
+            let (first, second) = (submit(), submit());
+            let (asking, fence) = (channel.clone(), Arc::new(Mutex::new(None)));
+            let asked = fence.clone();
+            let callback = move |_| {
+                let fence = ask(&asking);
+                assert!(!fence.is_signalled(), "its operation is in progress");
+                *asked.lock() = Some(fence);
+            };
+            first.add_callback(callback).unwrap();
+            channel.issue_pending();
+            let fence = fence.lock().take().unwrap();
+            assert_eq!(fence.result(), Some(Ok(())));
+            second
+        };
+        let terminated = during(|channel| channel.chan().ops.terminate_all());
+        assert_eq!(terminated.result(), Some(Err(FenceError::Terminated)));
+        let held = during(|channel| channel.chan().ops.pause());
+        assert!(!held.is_signalled());
+        let late = submit();
+        channel.chan().ops.resume();
+        assert_eq!(held.result(), Some(Ok(())));
+        assert!(!late.is_signalled(), "nobody has issued it");
+    }
 
     #[test]
     fn more_than_one_batch_completes_in_order() {

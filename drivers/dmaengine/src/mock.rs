@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) trace: Vec<String>,
     /// Finishes everything that is issued at once.
     pub(crate) eager: bool,
+    /// Rests; issues that come meanwhile count all the same.
+    pub(crate) paused: bool,
     /// Does not terminate, as hardware that is stuck.
     pub(crate) stuck: bool,
     /// Ends everything with an error.
@@ -71,7 +73,7 @@ impl Mock {
     pub(crate) fn finish(&self, result: Result<(), FenceError>) -> bool {
         let (next, corrupt) = {
             let mut state = self.state.lock();
-            if state.issued == 0 {
+            if state.issued == 0 || state.paused {
                 return false;
             }
             state.issued -= 1;
@@ -121,6 +123,7 @@ impl ChannelOps for Mock {
             hal::task::yield_now().await;
             let mut state = self.state.lock();
             state.starts += 1;
+            state.paused = false;
             state.refuse_start.clone().map_or(Ok(()), Err)
         })
     }
@@ -196,6 +199,20 @@ impl ChannelOps for Mock {
         let (signaler, fence) = self.context.fence();
         signaler.signal(Ok(()));
         fence
+    }
+
+    fn pause(&self) -> Fence {
+        self.state.lock().paused = true;
+        Fence::signalled(0, 0, Ok(()))
+    }
+
+    fn resume(&self) {
+        let eager = {
+            let mut state = self.state.lock();
+            state.paused = false;
+            state.eager
+        };
+        while eager && self.finish(Ok(())) {}
     }
 
     fn reclaim(&self) -> Vec<Operation> {

@@ -65,6 +65,16 @@ pub trait ChannelOps: Send + Sync {
     /// signalled once that is done and the channel is usable again.
     fn terminate_all(&self) -> Fence;
 
+    /// Has the hardware rest: what it is at is brought to an end or to a point from which it can be
+    /// done anew, and nothing is begun. The fence is signalled once that holds, or the channel has
+    /// stopped. What is in the ring stays there; operations are still taken, issued, completed
+    /// where they had ended, and given up: termination, faults and further pauses do not end the
+    /// pause. [`ChannelOps::resume`] does, and so does [`ChannelOps::stop`]. Bounded in time.
+    fn pause(&self) -> Fence;
+
+    /// Ends a pause: what was issued before or meanwhile is done. Nothing where there is none.
+    fn resume(&self);
+
     /// Hands back what a stopped channel has not finished, in its order. The layer calls it after
     /// each [`ChannelOps::stop`], and decides what becomes of the operations: they still own
     /// their buffers and can run elsewhere.

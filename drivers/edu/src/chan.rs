@@ -50,6 +50,9 @@ struct State {
     issued: u64,
     given_up: u64,
     terminations: Vec<Signaler>,
+    /// No transfer is to begin, and who waits until none is under way.
+    paused: bool,
+    pauses: Vec<Signaler>,
     stop: Option<Signaler>,
 }
 
@@ -57,6 +60,8 @@ struct State {
 pub(crate) struct InFlight {
     /// Counts the operations that have entered.
     pub(crate) number: u64,
+    /// Bytes of it that are done.
+    pub(crate) done: usize,
     pub(crate) operation: Operation,
     pub(crate) mapped: Mapped,
 }
@@ -72,9 +77,11 @@ impl InFlight {
 /// What the task does next.
 pub(crate) enum Next {
     /// An operation is to be worked on.
-    Work(InFlight),
+    Work(Box<InFlight>),
     /// These are given up; who asked for it waits.
     GiveUp(Vec<InFlight>, Vec<Signaler>),
+    /// The device rests; these wait for it.
+    Rest(Vec<Signaler>),
     /// The channel stops. Nothing enters any more.
     Stop(Signaler),
 }
@@ -84,8 +91,8 @@ pub(crate) enum Next {
 pub(crate) enum Halt {
     /// It fails.
     Failed(FenceError),
-    /// The channel stops; the operation can run elsewhere.
-    Stopping,
+    /// The channel stops, and the operation can run elsewhere; or it pauses.
+    NotNow,
 }
 
 impl Chan {
@@ -133,9 +140,15 @@ impl Chan {
             let entries = state.queue.drain(..count).collect();
             return Some(Next::GiveUp(entries, mem::take(&mut state.terminations)));
         }
+        if !state.pauses.is_empty() {
+            return Some(Next::Rest(mem::take(&mut state.pauses)));
+        }
+        if state.paused {
+            return None;
+        }
         let issued = state.issued;
         let next = state.queue.pop_front_if(|entry| entry.number <= issued)?;
-        Some(Next::Work(next))
+        Some(Next::Work(Box::new(next)))
     }
 
     /// Whether the operation `number`, which is being worked on, shall go on.
@@ -143,8 +156,8 @@ impl Chan {
         let state = self.state.lock();
         if number <= state.given_up {
             Err(Halt::Failed(FenceError::Terminated))
-        } else if state.stop.is_some() {
-            Err(Halt::Stopping)
+        } else if state.stop.is_some() || state.paused {
+            Err(Halt::NotNow)
         } else {
             Ok(())
         }
@@ -156,18 +169,17 @@ impl Chan {
     }
 
     /// Ends the life of a stopped channel: what it has not finished waits, unmapped, to be
-    /// reclaimed; who waits for a termination need not any more.
+    /// reclaimed; who waits for a termination or a pause need not any more.
     pub(crate) fn close(&self) {
-        let (queue, terminations) = {
+        let (queue, waiting) = {
             let mut state = self.state.lock();
-            (
-                mem::take(&mut state.queue),
-                mem::take(&mut state.terminations),
-            )
+            let mut waiting = mem::take(&mut state.terminations);
+            waiting.append(&mut state.pauses);
+            (mem::take(&mut state.queue), waiting)
         };
         let operations = queue.into_iter().map(|entry| entry.operation);
         self.unfinished.lock().extend(operations);
-        for signaler in terminations {
+        for signaler in waiting {
             signaler.signal(Ok(()));
         }
     }
@@ -199,7 +211,11 @@ impl Chan {
         let Some(this) = self.this.upgrade() else {
             return Err(StartError::Gone);
         };
-        self.state.lock().running = true;
+        {
+            let mut state = self.state.lock();
+            state.running = true;
+            state.paused = false;
+        }
         hal::task::spawn("edu", service::run(this, bounce));
         Ok(())
     }
@@ -242,6 +258,7 @@ impl ChannelOps for Chan {
             let number = state.submitted;
             state.queue.push_back(InFlight {
                 number,
+                done: 0,
                 operation,
                 mapped,
             });
@@ -271,6 +288,19 @@ impl ChannelOps for Chan {
             state.given_up = state.submitted;
             state.terminations.push(signaler);
         })
+    }
+
+    /// Takes effect after the transfer that is under way.
+    fn pause(&self) -> Fence {
+        self.ask(|state, signaler| {
+            state.paused = true;
+            state.pauses.push(signaler);
+        })
+    }
+
+    fn resume(&self) {
+        self.state.lock().paused = false;
+        self.waker.wake();
     }
 
     fn reclaim(&self) -> Vec<Operation> {

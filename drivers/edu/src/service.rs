@@ -46,12 +46,17 @@ pub(crate) async fn run(chan: Arc<Chan>, bounce: Coherent) {
             Next::Work(mut entry) => match copy(&chan, &bounce, &mut entry).await {
                 Ok(()) => entry.finish(Ok(())),
                 Err(Halt::Failed(error)) => entry.finish(Err(error)),
-                Err(Halt::Stopping) => chan.put_back(entry),
+                Err(Halt::NotNow) => chan.put_back(*entry),
             },
             Next::GiveUp(entries, signalers) => {
                 for entry in entries {
                     entry.finish(Err(FenceError::Terminated));
                 }
+                for signaler in signalers {
+                    signaler.signal(Ok(()));
+                }
+            }
+            Next::Rest(signalers) => {
                 for signaler in signalers {
                     signaler.signal(Ok(()));
                 }
@@ -67,20 +72,23 @@ pub(crate) async fn run(chan: Arc<Chan>, bounce: Coherent) {
     }
 }
 
-/// Does one operation, chunk by chunk.
+/// Does what is left of one operation, chunk by chunk.
 async fn copy(chan: &Chan, bounce: &Coherent, entry: &mut InFlight) -> Result<(), Halt> {
     let InFlight {
         number,
+        done,
         operation,
         mapped,
     } = entry;
     let Work::Memcpy { dst, src } = operation.work_mut() else {
         return Err(Halt::Failed(FenceError::Device(0)));
     };
-    chan.bounced.fetch_add(mapped.bounced(), Ordering::Relaxed);
+    if *done == 0 {
+        chan.bounced.fetch_add(mapped.bounced(), Ordering::Relaxed);
+    }
     let len = src.len();
-    let mut offset = 0;
-    while offset < len {
+    while *done < len {
+        let offset = *done;
         let chunk = mapped.chunk(offset, len);
         if chunk.len == 0 {
             return Err(Halt::Failed(FenceError::Map));
@@ -96,7 +104,7 @@ async fn copy(chan: &Chan, bounce: &Coherent, entry: &mut InFlight) -> Result<()
         if chunk.dst.is_none() {
             chunk::get(bounce, &mut dst.bytes_mut()[part]);
         }
-        offset += chunk.len;
+        *done += chunk.len;
     }
     Ok(())
 }
@@ -127,7 +135,7 @@ async fn transfer(chan: &Chan, number: u64, way: Way, len: usize) -> Result<(), 
             Some(true) if late => {
                 hardware.stall();
                 chan.timeouts.fetch_add(1, Ordering::Relaxed);
-                // Who is being stopped hands the operation on.
+                // Who is being stopped or paused keeps the operation.
                 chan.goes_on(number)?;
                 return Err(Halt::Failed(FenceError::Timeout));
             }

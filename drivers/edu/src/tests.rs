@@ -292,6 +292,56 @@ fn termination_gives_up_what_was_submitted_and_nothing_later() {
 }
 
 #[test]
+fn a_pause_takes_effect_after_the_transfer_and_does_nothing_again() {
+    let bench = Bench::new(Some(IrqKind::Msi), false);
+    let channel = bench.channel();
+    let first = submit(&channel, 65536, 3, 1);
+    channel.issue_pending();
+    while bench.fake.transfers() < 5 {
+        std::thread::yield_now();
+    }
+    assert_eq!(block_on(channel.pause()), Ok(()));
+    let transfers = bench.fake.transfers();
+    assert!(transfers < 32);
+    let second = submit(&channel, 100, 5, 0);
+    channel.issue_pending();
+    std::thread::sleep(SOON);
+    assert_eq!(bench.fake.transfers(), transfers, "it rests");
+    channel.resume();
+    check(first, 65536, 3, 1);
+    check(second, 100, 5, 0);
+    // A chunk that had come halfway is done anew.
+    assert!((34..=35).contains(&bench.fake.transfers()));
+}
+
+#[test]
+fn termination_stop_and_removal_end_what_rests() {
+    let bench = Bench::new(Some(IrqKind::Intx), true);
+    let channel = bench.channel();
+    assert_eq!(block_on(channel.pause()), Ok(()));
+    let given_up = submit(&channel, 100, 0, 0);
+    channel.issue_pending();
+    assert_eq!(block_on(channel.terminate_all().wait()), Ok(()));
+    let result = block_on(given_up.finish()).result;
+    assert_eq!(result, Err(FenceError::Terminated));
+    let held = submit(&channel, 100, 0, 0);
+    channel.issue_pending();
+    std::thread::sleep(SOON);
+    assert_eq!(bench.fake.transfers(), 0, "the pause goes on");
+    block_on(channel.release());
+    assert_eq!(block_on(held.finish()).result, Err(FenceError::Terminated));
+    let channel = bench.channel();
+    copy(&channel, 100, 0, 0);
+    assert_eq!(block_on(channel.pause()), Ok(()));
+    let held = submit(&channel, 100, 1, 2);
+    channel.issue_pending();
+    let device = bench.device.device();
+    let removal = block_on(bench.registry.unregister(device, SOON));
+    assert_eq!((removal.by_cpu, removal.lost), (1, 0));
+    check(held, 100, 1, 2);
+}
+
+#[test]
 fn a_stopped_channel_lets_go_and_starts_again() {
     let bench = Bench::new(Some(IrqKind::Msi), false);
     let channel = bench.channel();

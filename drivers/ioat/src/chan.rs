@@ -42,9 +42,10 @@ pub(crate) struct Chan {
     pub(crate) line: Mutex<Option<IrqLine>>,
     /// What a stopped channel has not finished.
     unfinished: Mutex<Vec<Operation>>,
-    terminations: Context,
     /// Whom the channel works for, in the order in which they came.
     pub(crate) clients: Mutex<Vec<Client>>,
+    /// Of the fences of what the task is asked for.
+    asked: Context,
     running: AtomicBool,
     /// It starts or runs: its interrupt is to be answered.
     awake: AtomicBool,
@@ -98,6 +99,8 @@ enum Mapped {
 /// Which operations are taken out of a stopped ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
+    /// None.
+    None,
     /// The oldest.
     First,
     /// Those that were announced.
@@ -190,8 +193,8 @@ impl Chan {
             requests: Requests::default(),
             line: Mutex::new(line),
             unfinished: Mutex::default(),
-            terminations: Context::new(),
             clients: Mutex::default(),
+            asked: Context::new(),
             running: AtomicBool::new(false),
             awake: AtomicBool::new(false),
             doorbells: AtomicU64::new(0),
@@ -287,8 +290,9 @@ impl Chan {
     /// Lets the doorbell be silent while the engine is stopped.
     pub(crate) fn silence(&self) {
         let mut producer = self.producer.lock();
-        producer.live = false;
-        producer.announced = self.issued();
+        if mem::replace(&mut producer.live, false) {
+            producer.announced = self.issued();
+        }
     }
 
     /// Takes operations out of a ring whose engine is stopped, and the right to complete before
@@ -310,6 +314,7 @@ impl Chan {
         // What was issued while the engine was silent is no business of its fault.
         let end = match scope {
             Scope::All => producer.head,
+            Scope::None => 0,
             Scope::First | Scope::Issued => producer.announced,
         };
         let reached = cleaner
@@ -338,7 +343,7 @@ impl Chan {
         self.retire();
     }
 
-    /// Sets an engine that was reset to work again, on what is left in the ring.
+    /// Sets an engine that was reset or suspended to work again, on what is left in the ring.
     pub(crate) fn restart(&self) {
         let mut producer = self.producer.lock();
         let mut cleaner = self.cleaner.lock();
@@ -463,7 +468,7 @@ impl ChannelOps for Chan {
     fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             // The task signals, or has ended before: both are an end.
-            let _ = self.requests.stop(&self.terminations).wait().await;
+            let _ = self.requests.stop(&self.asked).wait().await;
         })
     }
 
@@ -529,7 +534,15 @@ impl ChannelOps for Chan {
     }
 
     fn terminate_all(&self) -> Fence {
-        self.requests.terminate(&self.terminations)
+        self.requests.terminate(&self.asked)
+    }
+
+    fn pause(&self) -> Fence {
+        self.requests.pause(&self.asked)
+    }
+
+    fn resume(&self) {
+        self.requests.resume();
     }
 
     fn reclaim(&self) -> Vec<Operation> {

@@ -35,14 +35,8 @@ pub(crate) async fn reset(device: &Device, regs: &Regs) -> Result<ChanErr, Reset
 
 async fn try_reset(device: &Device, regs: &Regs) -> Result<ChanErr, ResetError> {
     let gone = ResetError::Gone;
-    if is_working(regs.status().ok_or(gone)?) {
-        regs.command(ChanCmd::SUSPEND);
-        // Gone ends the wait too. One that goes on working is stopped by RESET all the same.
-        let _ = poll_until(SUSPEND_LIMIT, STEP, || {
-            regs.status().is_none_or(|status| !is_working(status))
-        })
-        .await;
-    }
+    // One that goes on working is stopped by RESET all the same.
+    suspend(regs).await.ok_or(gone)?;
     let errors = regs.errors().ok_or(gone)?;
     regs.clear_errors(errors);
     device.clear_config_errors();
@@ -61,6 +55,22 @@ async fn try_reset(device: &Device, regs: &Regs) -> Result<ChanErr, ResetError> 
         left if left.is_empty() => Ok(errors),
         left => Err(ResetError::Errors(left.bits())),
     }
+}
+
+/// Has a channel that works begin no further descriptor, and waits until it has ended the one that
+/// is under way. Gives what it says then; `None` where the engine is gone.
+pub(crate) async fn suspend(regs: &Regs) -> Option<ChanSts> {
+    let status = regs.status()?;
+    if !is_working(status) {
+        return Some(status);
+    }
+    regs.command(ChanCmd::SUSPEND);
+    // Gone ends the wait too. Who does not heed SUSPEND in time is left working.
+    let _ = poll_until(SUSPEND_LIMIT, STEP, || {
+        regs.status().is_none_or(|status| !is_working(status))
+    })
+    .await;
+    regs.status()
 }
 
 /// SUSPEND means something to a channel in these states only; in ARMED and HALTED it is ignored.

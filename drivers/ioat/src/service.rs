@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     Hang,
     /// A client gives up what it submitted.
     Terminated,
+    /// It is to rest, and SUSPEND does not bring it there.
+    Restless,
     /// The registers read all ones.
     Gone,
 }
@@ -61,12 +63,19 @@ struct Pending {
     /// More may be done than was retired.
     look: bool,
     terminations: Vec<Signaler>,
+    /// The engine shall rest, and who waits until it does.
+    paused: bool,
+    pauses: Vec<Signaler>,
     stop: Option<Signaler>,
 }
 
 impl Requests {
     pub(crate) fn open(&self) {
-        self.pending.lock().open = true;
+        {
+            let mut pending = self.pending.lock();
+            pending.open = true;
+            pending.paused = false;
+        }
         self.watching.store(false, Ordering::Relaxed);
     }
 
@@ -93,6 +102,18 @@ impl Requests {
         self.ask(context, |pending, signaler| {
             pending.terminations.push(signaler);
         })
+    }
+
+    pub(crate) fn pause(&self, context: &dma_fence::Context) -> Fence {
+        self.ask(context, |pending, signaler| {
+            pending.paused = true;
+            pending.pauses.push(signaler);
+        })
+    }
+
+    pub(crate) fn resume(&self) {
+        self.pending.lock().paused = false;
+        self.waker.wake();
     }
 
     pub(crate) fn stop(&self, context: &dma_fence::Context) -> Fence {
@@ -122,6 +143,8 @@ enum Event {
     Tick,
     Fault(Fault),
     Terminate(Vec<Signaler>),
+    Pause(Vec<Signaler>),
+    Resume,
     Stop(Signaler),
 }
 
@@ -139,16 +162,26 @@ pub(crate) async fn run(chan: Arc<Chan>, mut line: Option<IrqLine>) {
             Event::Watch => watchdog.start(&chan),
             Event::Tick => {
                 if let Some(fault) = watchdog.tick(&chan) {
-                    recover(&chan, fault).await;
+                    recover(&chan, fault, watchdog.paused).await;
                     watchdog.start(&chan);
                 }
             }
-            Event::Fault(fault) => recover(&chan, fault).await,
+            Event::Fault(fault) => recover(&chan, fault, watchdog.paused).await,
             Event::Terminate(signalers) => {
-                recover(&chan, Fault::Terminated).await;
-                for signaler in signalers {
-                    signaler.signal(Ok(()));
+                recover(&chan, Fault::Terminated, watchdog.paused).await;
+                signal_all(signalers);
+            }
+            Event::Pause(signalers) => {
+                if !mem::replace(&mut watchdog.paused, true) {
+                    watchdog.deadline = None;
+                    pause(&chan).await;
                 }
+                signal_all(signalers);
+            }
+            Event::Resume => {
+                watchdog.paused = false;
+                resume(&chan).await;
+                watchdog.start(&chan);
             }
             Event::Stop(signaler) => {
                 shut_down(&chan).await;
@@ -186,6 +219,12 @@ async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> E
             if !pending.terminations.is_empty() {
                 return Some(Event::Terminate(mem::take(&mut pending.terminations)));
             }
+            if !pending.pauses.is_empty() {
+                return Some(Event::Pause(mem::take(&mut pending.pauses)));
+            }
+            if watchdog.paused && !pending.paused {
+                return Some(Event::Resume);
+            }
             if let Some(fault) = pending.fault.take() {
                 return Some(Event::Fault(fault));
             }
@@ -194,7 +233,7 @@ async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> E
             }
         }
         let watch = requests.watching.load(Ordering::SeqCst);
-        (watch && watchdog.deadline.is_none()).then_some(Event::Watch)
+        (watch && watchdog.is_asleep()).then_some(Event::Watch)
     };
     poll_fn(|cx| {
         if let Some(event) = ready(cx) {
@@ -212,6 +251,8 @@ async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> E
 struct Watchdog {
     /// When to look next; `None` while there is nothing to look after.
     deadline: Option<Instant>,
+    /// The engine rests, and nothing is expected of it.
+    paused: bool,
     step: Duration,
     hang_limit: Duration,
     /// The tail, and CHANSTS' address, when progress was last seen, and when that was.
@@ -227,6 +268,7 @@ impl Watchdog {
         let now = Instant::now();
         Self {
             deadline: None,
+            paused: false,
             step: if chan.device.has_interrupts() {
                 LOOK
             } else {
@@ -240,9 +282,14 @@ impl Watchdog {
         }
     }
 
+    /// Nothing is looked after, though it might be.
+    fn is_asleep(&self) -> bool {
+        self.deadline.is_none() && !self.paused
+    }
+
     fn start(&mut self, chan: &Chan) {
         let now = Instant::now();
-        self.deadline = Some(now + self.step);
+        self.deadline = (!self.paused).then(|| now + self.step);
         self.tail = chan.tail();
         self.address = 0;
         self.since = now;
@@ -297,9 +344,34 @@ impl Watchdog {
     }
 }
 
-/// Resets the channel, fails the operations that the fault concerns, and goes on with the rest.
-/// Each recovery from a fault of the engine's fails at least one operation, so that they end.
-async fn recover(chan: &Chan, fault: Fault) {
+/// Brings the engine to rest, between two descriptors. What it has not finished stays in the ring.
+async fn pause(chan: &Chan) {
+    chan.silence();
+    let status = hardware::suspend(&chan.regs).await;
+    let fault = match status.map(|status| status.state()) {
+        Some(Some(State::Suspended)) => return chan.retire(),
+        Some(Some(State::Halted)) => Fault::Halted,
+        Some(_) => Fault::Restless,
+        None => Fault::Gone,
+    };
+    recover(chan, fault, true).await;
+}
+
+/// Goes on with what is in the ring, from its oldest operation on: one that was interrupted is done
+/// again, whole.
+async fn resume(chan: &Chan) {
+    let nothing = take(chan, Scope::None, false).await;
+    chan.restart();
+    drop(nothing);
+    chan.delivered();
+    // What was issued meanwhile is looked after from now on.
+    chan.requests.watching.store(true, Ordering::SeqCst);
+}
+
+/// Resets the channel, fails the operations that the fault concerns, and goes on with the rest,
+/// unless it is `paused`. Each recovery from a fault of the engine's fails at least one operation,
+/// so that they end.
+async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     chan.recoveries.fetch_add(1, Ordering::Relaxed);
     chan.silence();
     let reset = hardware::reset(&chan.device, &chan.regs).await;
@@ -308,6 +380,7 @@ async fn recover(chan: &Chan, fault: Fault) {
         (Err(ResetError::Stuck), _) => (Scope::All, FenceError::Timeout),
         (Err(ResetError::Errors(errors)), _) => (Scope::All, FenceError::Device(errors)),
         (Ok(_), Fault::Terminated) => (Scope::All, FenceError::Terminated),
+        (Ok(_), Fault::Restless) => (Scope::None, FenceError::Timeout),
         (Ok(_), Fault::Hang) => (Scope::Issued, FenceError::Timeout),
         (Ok(errors), Fault::Halted | Fault::Foreign | Fault::Gone) => {
             (Scope::First, FenceError::Device(errors.bits()))
@@ -318,10 +391,10 @@ async fn recover(chan: &Chan, fault: Fault) {
     let taken = take(chan, if usable { scope } else { Scope::All }, !usable).await;
     // What the engine said of itself before the reset has been dealt with.
     chan.requests.pending.lock().fault = None;
-    if usable {
-        chan.restart();
-    } else {
+    if !usable {
         chan.free_ring();
+    } else if !paused {
+        chan.restart();
     }
     for operation in taken {
         operation.finish(Err(error));
@@ -342,12 +415,18 @@ async fn shut_down(chan: &Chan) {
     let left = {
         let mut pending = chan.requests.pending.lock();
         pending.fault = None;
-        mem::take(&mut pending.terminations)
+        let mut left = mem::take(&mut pending.terminations);
+        left.append(&mut pending.pauses);
+        left
     };
-    for signaler in left {
+    signal_all(left);
+    chan.delivered();
+}
+
+fn signal_all(signalers: Vec<Signaler>) {
+    for signaler in signalers {
         signaler.signal(Ok(()));
     }
-    chan.delivered();
 }
 
 /// Completes what the engine finished before it was stopped, which it has reported in memory; then

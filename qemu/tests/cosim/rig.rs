@@ -1,7 +1,7 @@
 //! The real engine model wired to the real driver: registers, configuration space, interrupts and
 //! memory, in one process.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaengine::{DmaChan, Registry};
@@ -22,6 +22,23 @@ pub(crate) struct Tricks {
     pub(crate) foreign_completion: AtomicBool,
     /// No descriptor can be read.
     pub(crate) no_fetch: AtomicBool,
+    /// Copies that the engine has begun.
+    pub(crate) copies: AtomicUsize,
+    /// The copy of this number, from 1, lasts until a channel is told to suspend, and fails then
+    /// where `fail_held` is set.
+    pub(crate) hold: AtomicUsize,
+    pub(crate) fail_held: AtomicBool,
+    suspended: AtomicBool,
+}
+
+impl Tricks {
+    /// Holds a copy. Bounded, for a driver that suspends nothing.
+    fn held(&self) {
+        let begun = std::time::Instant::now();
+        while !self.suspended.load(Ordering::Relaxed) && begun.elapsed().as_secs() < 20 {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
 }
 
 /// The arena as the engine sees it.
@@ -37,6 +54,13 @@ impl GuestMemory for Arena {
     }
 
     fn copy(&self, src: u64, dst: u64, len: usize) -> Result<(), CopyError> {
+        let n = self.0.copies.fetch_add(1, Ordering::Relaxed) + 1;
+        if n == self.0.hold.load(Ordering::Relaxed) {
+            self.0.held();
+            if self.0.fail_held.load(Ordering::Relaxed) {
+                return Err(CopyError::Source);
+            }
+        }
         host::bus_pointer(src, len).map_err(|_| CopyError::Source)?;
         host::bus_copy(src, dst, len).map_err(|_| CopyError::Destination)
     }
@@ -63,6 +87,9 @@ struct Controller {
     state: Mutex<Lines>,
 }
 
+/// So many interrupts of the pin are a storm: no more come, and the test goes on to its end.
+const STORM: usize = 100_000;
+
 #[derive(Default)]
 struct Lines {
     messages: Vec<Option<Arc<IrqEvent>>>,
@@ -85,7 +112,7 @@ impl Controller {
         let event = {
             let mut lines = self.lines();
             change(&mut lines);
-            if !lines.asserted || lines.masked {
+            if !lines.asserted || lines.masked || lines.interrupts == STORM {
                 return;
             }
             lines.masked = true;
@@ -116,10 +143,12 @@ impl InterruptSink for Controller {
 struct Bar(Arc<Engine>, Arc<Tricks>);
 
 impl Bar {
+    fn is_command(offset: usize) -> bool {
+        offset % channel::STRIDE == channel::CHANCMD && offset >= channel::STRIDE
+    }
+
     fn is_dead_command(&self, offset: usize) -> bool {
-        offset % channel::STRIDE == channel::CHANCMD
-            && offset >= channel::STRIDE
-            && self.1.no_reset.load(Ordering::Relaxed)
+        Self::is_command(offset) && self.1.no_reset.load(Ordering::Relaxed)
     }
 }
 
@@ -139,6 +168,9 @@ impl MmioOps for Bar {
         }
         let bytes = value.to_le_bytes();
         self.0.bar_write(offset as u64, &bytes[..width.bytes()]);
+        if Self::is_command(offset) && value == u64::from(ChanCmd::SUSPEND.bits()) {
+            self.1.suspended.store(true, Ordering::Relaxed);
+        }
     }
 }
 
