@@ -379,6 +379,13 @@ impl Chan {
         self.unfinished.lock().push(operation);
     }
 
+    /// Ends what was kept and nobody reclaimed.
+    pub(crate) fn abandon(&self, error: FenceError) {
+        for operation in self.reclaim() {
+            operation.complete(Err(error));
+        }
+    }
+
     async fn start(&self) -> Result<(), StartError> {
         self.awake.store(true, Ordering::Relaxed);
         let started = self.try_start().await;

@@ -12,6 +12,7 @@ use ioat_spec::pci::{CHANERR_INT, Part, Quirks};
 use ioat_spec::{CbVer, DmaCap, IntrCtrl, device};
 
 use crate::options::Options;
+use crate::presence::Presence;
 use crate::regs::Regs;
 
 pub(crate) struct Device {
@@ -30,16 +31,13 @@ pub(crate) struct Device {
     pub(crate) options: Options,
     /// Interrupts are bound: who has none must be looked at more often.
     pub(crate) interrupting: AtomicBool,
-    /// Set when registers read all ones: sticky, and no access follows.
-    pub(crate) gone: Arc<AtomicBool>,
-    /// Set when a channel could not be reset: bus mastering is off for all of them.
-    pub(crate) broken: AtomicBool,
+    pub(crate) presence: Arc<Presence>,
 }
 
 impl Device {
     pub(crate) fn regs(&self, n: usize) -> Regs {
         let halves = self.version < CbVer::V3_3;
-        Regs::new(self.region.clone(), n, halves, self.gone.clone())
+        Regs::new(self.region.clone(), n, halves, self.presence.clone())
     }
 
     /// The longest transfer of one descriptor, in bytes.
@@ -48,11 +46,11 @@ impl Device {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.presence.is_gone()
     }
 
     pub(crate) fn is_usable(&self) -> bool {
-        !self.is_gone() && !self.broken.load(Ordering::Relaxed)
+        self.presence.is_usable()
     }
 
     pub(crate) fn has_interrupts(&self) -> bool {
@@ -61,14 +59,14 @@ impl Device {
 
     /// Registers read all ones: nothing touches them any more.
     pub(crate) fn set_gone(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.presence.set_gone();
     }
 
     /// The engine does not stop. Without bus mastering it reaches no memory, so that buffers and
     /// rings can be freed; its other channels are lost with it.
     pub(crate) fn cut_off(&self) {
-        self.broken.store(true, Ordering::Relaxed);
         self.set_bus_master(false);
+        self.presence.set_broken();
     }
 
     /// Lets the engine reach memory, or not. One whose registers read all ones may reach it still,

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `probe` | identity checks, registration, removal |
 //! | `device` | what a function's channels share |
+//! | `presence` | whether it is there and of use |
 //! | `regs` | one channel's registers, silent once the engine is gone |
 //! | `hardware` | suspend, reset, start: every wait bounded |
 //! | `ring` | descriptor memory: who owns each slot, where the barrier is |
@@ -32,6 +33,7 @@ mod device;
 mod error;
 mod hardware;
 mod options;
+mod presence;
 mod probe;
 mod regs;
 mod ring;

@@ -24,6 +24,9 @@ pub struct Options {
     pub ring_order: u32,
     /// How long the engine may go without finishing a descriptor before it is reset.
     pub hang_limit: Duration,
+    /// How long what a lost engine had waits for the engine's removal, which has it done elsewhere,
+    /// before it fails.
+    pub lost_limit: Duration,
 }
 
 impl Options {
@@ -39,6 +42,7 @@ impl Default for Options {
             interrupt: Interrupt::Auto,
             ring_order: 10,
             hang_limit: Duration::from_secs(1),
+            lost_limit: Duration::from_secs(2),
         }
     }
 }

@@ -138,6 +138,14 @@ impl Engine {
         self.channels.iter().map(of).sum()
     }
 
+    /// Waits until the engine is lost: its registers read all ones, or it did not stop when it had
+    /// to and was cut off from memory. What its channels had waits for [`Engine::remove`] then, for
+    /// at most [`Options::lost_limit`]. `false` where it is removed before. For one task at a time.
+    pub fn lost(&self) -> impl Future<Output = bool> + Send + use<> {
+        let presence = self.device.presence.clone();
+        async move { presence.lost().await }
+    }
+
     /// Lets the engine go, whether it still answers or not: its clients have at most `limit` to let
     /// go of it, then the channels stop; interrupts and bus mastering are off, rings, vectors and
     /// timers freed; what was in flight is finished elsewhere. Not cancel-safe: run it in a task of
@@ -151,6 +159,7 @@ impl Engine {
             dispatcher,
             ..
         } = self;
+        device.presence.set_leaving();
         let quiesced = registry.quiesce(&registered, limit).await;
         device.set_interrupts(IntrCtrl::empty());
         if let Some(Dispatcher { stop, stopped }) = dispatcher {
@@ -232,8 +241,7 @@ fn identify(function: Function, options: Options) -> Result<Device, ProbeError> 
         interrupts,
         node: function.node,
         options,
-        gone: Arc::default(),
-        broken: AtomicBool::new(false),
+        presence: Arc::default(),
         interrupting: AtomicBool::new(false),
     })
 }

@@ -1,11 +1,12 @@
 //! One channel's registers.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use hal::mmio::MmioRegion;
 use ioat_spec::channel::{CHAINADDR, CHANCMD, CHANCMP, CHANCTRL, CHANERR, CHANSTS, DMACOUNT, base};
 use ioat_spec::{ChanCmd, ChanCtrl, ChanErr, ChanSts};
+
+use crate::presence::Presence;
 
 /// What CHANCTRL holds while a channel runs: an error halts it, writes the completion word and
 /// interrupts. Writing it also re-arms the interrupt, and so drops the channel's bit in ATTNSTATUS
@@ -23,27 +24,27 @@ pub(crate) struct Regs {
     base: usize,
     /// Before 3.3 the 64-bit registers take two 32-bit writes, low half first (Linux, FreeBSD).
     halves: bool,
-    gone: Arc<AtomicBool>,
+    presence: Arc<Presence>,
 }
 
 impl Regs {
-    pub(crate) fn new(region: MmioRegion, n: usize, halves: bool, gone: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(region: MmioRegion, n: usize, halves: bool, presence: Arc<Presence>) -> Self {
         Self {
             region,
             base: base(n),
             halves,
-            gone,
+            presence,
         }
     }
 
     fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.presence.is_gone()
     }
 
     /// What was read, unless it was all ones.
     fn present<T>(&self, present: bool, value: T) -> Option<T> {
         if !present {
-            self.gone.store(true, Ordering::Relaxed);
+            self.presence.set_gone();
         }
         present.then_some(value)
     }

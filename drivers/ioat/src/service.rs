@@ -120,6 +120,10 @@ impl Requests {
         self.ask(context, |pending, signaler| pending.stop = Some(signaler))
     }
 
+    fn is_stopping(&self) -> bool {
+        self.pending.lock().stop.is_some()
+    }
+
     fn ask(&self, context: &dma_fence::Context, put: impl FnOnce(&mut Pending, Signaler)) -> Fence {
         let (signaler, fence) = context.fence();
         {
@@ -166,15 +170,20 @@ pub(crate) async fn run(chan: Arc<Chan>, mut line: Option<IrqLine>) {
                     watchdog.start(&chan);
                 }
             }
-            Event::Fault(fault) => recover(&chan, fault, watchdog.paused).await,
+            Event::Fault(fault) => {
+                recover(&chan, fault, watchdog.paused).await;
+                watchdog.start(&chan);
+            }
             Event::Terminate(signalers) => {
                 recover(&chan, Fault::Terminated, watchdog.paused).await;
+                chan.abandon(FenceError::Terminated);
+                watchdog.start(&chan);
                 signal_all(signalers);
             }
             Event::Pause(signalers) => {
                 if !mem::replace(&mut watchdog.paused, true) {
-                    watchdog.deadline = None;
                     pause(&chan).await;
+                    watchdog.start(&chan);
                 }
                 signal_all(signalers);
             }
@@ -233,7 +242,7 @@ async fn next(chan: &Chan, line: &mut Option<IrqLine>, watchdog: &Watchdog) -> E
             }
         }
         let watch = requests.watching.load(Ordering::SeqCst);
-        (watch && watchdog.is_asleep()).then_some(Event::Watch)
+        (watch && watchdog.is_asleep() && chan.is_running()).then_some(Event::Watch)
     };
     poll_fn(|cx| {
         if let Some(event) = ready(cx) {
@@ -289,7 +298,13 @@ impl Watchdog {
 
     fn start(&mut self, chan: &Chan) {
         let now = Instant::now();
-        self.deadline = (!self.paused).then(|| now + self.step);
+        self.deadline = if !chan.is_running() {
+            Some(now + chan.device.options.lost_limit)
+        } else if self.paused {
+            None
+        } else {
+            Some(now + self.step)
+        };
         self.tail = chan.tail();
         self.address = 0;
         self.since = now;
@@ -298,6 +313,15 @@ impl Watchdog {
 
     /// The deadline has come: what is wrong with the channel, if anything.
     fn tick(&mut self, chan: &Chan) -> Option<Fault> {
+        if !chan.is_running() {
+            self.deadline = None;
+            chan.abandon(if chan.device.is_gone() {
+                FenceError::Gone
+            } else {
+                FenceError::Timeout
+            });
+            return None;
+        }
         let before = chan.tail();
         chan.retire();
         if chan.tail() != before {
@@ -370,7 +394,8 @@ async fn resume(chan: &Chan) {
 
 /// Resets the channel, fails the operations that the fault concerns, and goes on with the rest,
 /// unless it is `paused`. Each recovery from a fault of the engine's fails at least one operation,
-/// so that they end.
+/// so that they end. But who stops the channel gets all that is left in it, and so does who removes
+/// an engine that is lost.
 async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     chan.recoveries.fetch_add(1, Ordering::Relaxed);
     chan.silence();
@@ -386,6 +411,9 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
             (Scope::First, FenceError::Device(errors.bits()))
         }
     };
+    if fault != Fault::Terminated && chan.requests.is_stopping() {
+        return;
+    }
     // Another channel may have taken the engine down meanwhile: then nothing here will run.
     let usable = reset.is_ok() && chan.device.is_usable();
     let taken = take(chan, if usable { scope } else { Scope::All }, !usable).await;
@@ -396,8 +424,13 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     } else if !paused {
         chan.restart();
     }
-    for operation in taken {
-        operation.finish(Err(error));
+    let lost = !chan.device.is_usable() && fault != Fault::Terminated;
+    for entry in taken {
+        if lost {
+            chan.keep(entry.into_operation());
+        } else {
+            entry.finish(Err(error));
+        }
     }
     chan.delivered();
 }
@@ -405,8 +438,10 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
 /// Stops the channel for good, and keeps what it has not finished.
 async fn shut_down(chan: &Chan) {
     chan.silence();
-    // Whatever it answers, the engine reaches no memory of ours any more.
-    let _ = hardware::reset(&chan.device, &chan.regs).await;
+    if chan.is_running() {
+        // Whatever it answers, the engine reaches no memory of ours any more.
+        let _ = hardware::reset(&chan.device, &chan.regs).await;
+    }
     let taken = take(chan, Scope::All, true).await;
     chan.free_ring();
     for operation in taken {

@@ -25,6 +25,7 @@ fn with(fault: Fault) -> EngineConfig {
 fn options() -> Options {
     Options {
         hang_limit: Duration::from_millis(300),
+        lost_limit: Duration::from_millis(300),
         ..Options::default()
     }
 }
@@ -241,6 +242,89 @@ fn an_engine_that_vanishes_fails_all_and_is_left_alone() {
     drop(channel);
     driven.remove();
     assert_eq!(engine.statistics().mmio_after_gone, touched);
+}
+
+/// Whether an engine is found to be lost, within its limits.
+fn lost(driven: &Driven) -> bool {
+    let lost = hal::time::timeout(Duration::from_secs(5), driven.driver.lost());
+    block_on(lost).expect("bounded")
+}
+
+#[test]
+fn what_a_lost_engine_had_is_done_elsewhere_when_it_is_removed() {
+    let patient = Options {
+        lost_limit: Duration::from_secs(60),
+        ..options()
+    };
+    for (fault, no_reset, left) in [(Fault::AllOnes(3), false, 5), (Fault::Hang(4), true, 5)] {
+        let driven = Driven::new(with(fault), patient);
+        let channel = block_on(driven.chan(0).request()).unwrap();
+        let other = block_on(driven.chan(1).request()).unwrap();
+        let tricks = &driven.rig.tricks;
+        tricks.no_reset.store(no_reset, Ordering::Relaxed);
+        let batch: Vec<_> = (0..8)
+            .map(|i| submit(&channel, i, Flags::INTERRUPT))
+            .collect();
+        channel.issue_pending();
+        assert!(lost(&driven), "{fault:?}");
+        assert!(!batch[7].fence().is_signalled());
+        drop(other);
+        let removal = driven.remove();
+        assert_eq!((removal.by_cpu, removal.lost), (left, 0), "{fault:?}");
+        for (i, submitted) in (0..).zip(batch) {
+            assert_eq!(ended(submitted, i), Ok(()), "copy {i}, {fault:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_lost_engine_had_can_be_given_up() {
+    let patient = Options {
+        lost_limit: Duration::from_secs(60),
+        ..options()
+    };
+    let driven = Driven::new(with(Fault::AllOnes(1)), patient);
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let batch = [1, 2].map(|byte| submit(&channel, byte, Flags::INTERRUPT));
+    channel.issue_pending();
+    assert!(lost(&driven));
+    assert_eq!(block_on(channel.pause()), Ok(()));
+    assert_eq!(block_on(channel.terminate_all().wait()), Ok(()));
+    let [_, second] = batch;
+    assert_eq!(ended(second, 2), Err(FenceError::Terminated));
+}
+
+#[test]
+fn an_engine_that_is_removed_is_not_lost() {
+    let driven = Driven::new(EngineConfig::default(), options());
+    let lost = driven.driver.lost();
+    driven.remove();
+    assert!(!block_on(lost));
+}
+
+/// The watchdog finds a hang, and while it resets the channel, the layer stops it.
+#[test]
+fn who_stops_a_hanging_channel_gets_what_it_had() {
+    let driven = Driven::new(with(Fault::Hang(1)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let tricks = driven.rig.tricks.clone();
+    tricks.hold_reset.store(true, Ordering::Relaxed);
+    let submitted = submit(&channel, 1, Flags::INTERRUPT);
+    channel.issue_pending();
+    while !tricks.reset_held.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    let chan = driven.chan(0);
+    let removal = std::thread::spawn(move || block_on(driven.driver.remove(Duration::ZERO)));
+    while !chan.is_gone() {
+        std::thread::yield_now();
+    }
+    // The stop follows at once; nothing shows when it has been asked for.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    tricks.hold_reset.store(false, Ordering::Relaxed);
+    let removal = removal.join().unwrap();
+    assert_eq!((removal.by_cpu, removal.lost), (1, 0));
+    assert_eq!(ended(submitted, 1), Ok(()));
 }
 
 #[test]

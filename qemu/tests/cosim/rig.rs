@@ -29,6 +29,9 @@ pub(crate) struct Tricks {
     pub(crate) hold: AtomicUsize,
     pub(crate) fail_held: AtomicBool,
     suspended: AtomicBool,
+    /// A RESET waits while `hold_reset` is set, and says so.
+    pub(crate) hold_reset: AtomicBool,
+    pub(crate) reset_held: AtomicBool,
 }
 
 impl Tricks {
@@ -163,6 +166,12 @@ impl MmioOps for Bar {
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
+        if Self::is_command(offset) && value == u64::from(ChanCmd::RESET.bits()) {
+            while self.1.hold_reset.load(Ordering::Relaxed) {
+                self.1.reset_held.store(true, Ordering::Relaxed);
+                std::thread::yield_now();
+            }
+        }
         if self.is_dead_command(offset) {
             return;
         }
