@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dma_fence::{Fence, FenceError, next_context};
-use hal::time::Instant;
+use hal::time::{Duration, Elapsed, Instant};
 use spin::{Mutex, Once};
 
 use crate::capability::Flags;
@@ -25,6 +25,10 @@ use crate::registry::{Registry, WeakRegistry};
 use crate::submitted::Submitted;
 use crate::wait::WaitList;
 use crate::work::{Kind, Work};
+
+/// How often a task that polls looks before it lets others run: for about as long as a short copy
+/// takes.
+const LOOKS: usize = 128;
 
 /// What a channel has done since it was registered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -366,6 +370,28 @@ impl DmaChan {
         let notice = &self.inner.notice;
         let deadline = || notice.deadline.get().copied();
         notice.told.until(deadline).await
+    }
+
+    /// Polls for the end of an operation that this channel was given, at most for `limit`. Other
+    /// tasks of this CPU run now and then; no timer is set.
+    pub async fn poll_for(
+        &self,
+        fence: &Fence,
+        limit: Duration,
+    ) -> Result<Result<(), FenceError>, Elapsed> {
+        let mut begin = None;
+        loop {
+            for _ in 0..LOOKS {
+                self.inner.ops.poll();
+                if let Some(result) = fence.result() {
+                    return Ok(result);
+                }
+            }
+            if begin.get_or_insert_with(Instant::now).elapsed() > limit {
+                return Err(Elapsed);
+            }
+            hal::task::yield_now().await;
+        }
     }
 
     /// Whether its device was removed: nothing can be submitted any more.

@@ -8,7 +8,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use dma_fence::{Fence, FenceError};
+use dma_fence::FenceError;
 use hal::dma::{Destination, Memory, Source};
 use hal::time::{Duration, Instant, timeout};
 use smallvec::SmallVec;
@@ -324,7 +324,11 @@ impl Test<'_> {
             Err(error) => return (Some(error.buffers), Err(prep_failure(error.reason))),
         };
         let limit = Duration::from_millis(self.params.timeout);
-        let completed = timeout(limit, self.completed(submitted.fence(), &via)).await;
+        let fence = submitted.fence();
+        let completed = match self.params.polled {
+            true => via.poll_for(fence, limit).await,
+            false => timeout(limit, fence.wait()).await,
+        };
         match completed {
             Ok(Ok(())) => (submitted.finish().await.buffers, Ok(())),
             Ok(Err(error)) => {
@@ -335,19 +339,6 @@ impl Test<'_> {
                 (submitted.finish().await.buffers, Err(failure))
             }
             Err(_) => self.give_up(submitted, &via).await,
-        }
-    }
-
-    async fn completed(&self, fence: &Fence, via: &DmaChan) -> Result<(), FenceError> {
-        if !self.params.polled {
-            return fence.wait().await;
-        }
-        loop {
-            via.inner.ops.poll();
-            if let Some(result) = fence.result() {
-                return result;
-            }
-            hal::task::yield_now().await;
         }
     }
 
