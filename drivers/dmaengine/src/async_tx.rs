@@ -430,6 +430,91 @@ mod tests {
         thread.join().unwrap();
     }
 
+    /// What is in the mock's ring, and whether it interrupts.
+    fn ring(mock: &Mock) -> std::vec::Vec<(usize, bool)> {
+        let state = mock.state.lock();
+        let each = state.ring.iter();
+        each.map(|op| (op.work().len(), op.flags().contains(Flags::INTERRUPT)))
+            .collect()
+    }
+
+    /// Finishes what is issued once the ring holds what it should.
+    fn finish_at(mock: Arc<Mock>, wanted: &'static [(usize, bool)]) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            while ring(&mock) != wanted || mock.state.lock().issued < wanted.len() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            while mock.finish(Ok(())) {}
+        })
+    }
+
+    #[test]
+    fn short_copies_are_polled_for_and_late_ones_interrupt() {
+        let registry = Registry::new();
+        let mock = Mock::new(4);
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let _interest = block_on(registry.get_interest());
+        let chan = registry.channels()[0].clone();
+        // Expected to be short, it is polled for; when it is late, an interrupt follows it.
+        let late = finish_at(mock.clone(), &[(100, false), (0, true)]);
+        assert_eq!(copied(&registry, 100).via.name(), "dma0chan0");
+        late.join().unwrap();
+        let expected = chan.inner.pace.expected(100);
+        assert!(expected > POLL_LIMIT, "{expected:?}");
+        // The next one is expected to be late, and interrupts itself.
+        let long = finish_at(mock.clone(), &[(100, true)]);
+        copied(&registry, 100);
+        long.join().unwrap();
+        assert_eq!(chan.counters().copies, 2);
+    }
+
+    #[test]
+    fn a_copy_that_is_short_asks_for_no_interrupt() {
+        let registry = Registry::new();
+        let mock = Mock::eager(4);
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let _interest = block_on(registry.get_interest());
+        copied(&registry, 100);
+        assert_eq!(
+            mock.state.lock().doorbells,
+            1,
+            "no interrupt was sent after it"
+        );
+    }
+
+    #[test]
+    fn transfers_go_elsewhere_when_their_channel_leaves() {
+        let registry = Registry::new();
+        let first = registry
+            .register(mock::info(), vec![Mock::eager(4)])
+            .unwrap();
+        registry
+            .register(mock::info(), vec![Mock::eager(4)])
+            .unwrap();
+        let preferred = first.channels().next().unwrap();
+        let client = Client::new("test");
+        let tx = block_on(AsyncTx::new(&registry, &client, Some(&preferred))).unwrap();
+        let via = |tx: &AsyncTx| {
+            let (dst, src) = buffers(100);
+            let copied = block_on(tx.copy(dst, src)).unwrap();
+            assert!(copied.dst.into_memory().iter().all(|&byte| byte == 0x5a));
+            std::string::String::from(copied.via.name())
+        };
+        assert_eq!(via(&tx), "dma0chan0");
+        let removal = block_on(registry.unregister(&first, Duration::from_secs(20)));
+        assert_eq!((removal.revoked, removal.lost), (0, 0));
+        assert!(
+            removal.drained < Duration::from_secs(5),
+            "it need not be waited for"
+        );
+        assert_eq!(via(&tx), "dma1chan0");
+        let second = registry.devices()[0].clone();
+        block_on(registry.unregister(&second, Duration::from_secs(20)));
+        assert_eq!(via(&tx), "cpu");
+        block_on(tx.close());
+        assert_eq!(registry.interest(), 0);
+    }
+
     #[test]
     fn unequal_lengths_are_refused() {
         let (dst, _) = buffers(10);
