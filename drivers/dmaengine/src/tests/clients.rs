@@ -265,3 +265,29 @@ fn hooks_are_called_for_late_clients_while_operations_run() {
         .collect();
     assert_eq!(set, sets);
 }
+
+#[test]
+fn s0_11_a_channel_shows_its_clients_copies_and_bytes() {
+    let registry = Registry::new();
+    let (_mock, chan) = one(&registry);
+    assert_eq!(
+        chan.to_string(),
+        "dma0chan0 clients=0 refs=0 copies=0 bytes=0 errors=0"
+    );
+    let clients = [
+        block_on(chan.share()).unwrap(),
+        block_on(chan.share()).unwrap(),
+    ];
+    let submitted = copy(&clients[0], 64);
+    assert_eq!(
+        chan.to_string(),
+        "dma0chan0 clients=2 refs=1 copies=0 bytes=0 errors=0"
+    );
+    clients[1].issue_pending();
+    block_on(submitted.finish()).result.unwrap();
+    drop(clients);
+    assert_eq!(
+        chan.to_string(),
+        "dma0chan0 clients=0 refs=0 copies=1 bytes=64 errors=0"
+    );
+}
