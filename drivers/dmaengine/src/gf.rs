@@ -119,8 +119,10 @@ mod tests {
 
     #[test]
     fn products_are_those_of_the_field() {
-        for a in 0..=255 {
-            for b in 0..=255 {
+        // Miri, a thousand times slower, looks at every 17th.
+        let step = if cfg!(miri) { 17 } else { 1 };
+        for a in (0..=255).step_by(step) {
+            for b in (0..=255).step_by(step) {
                 assert_eq!(multiply(a, b), by_definition(a, b), "{a} {b}");
             }
         }
