@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
@@ -23,6 +23,7 @@ use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
 use crate::submitted::Submitted;
+use crate::virt::Pump;
 use crate::wait::WaitList;
 use crate::work::{Kind, Work};
 
@@ -74,6 +75,10 @@ pub(crate) struct Chan {
     terminated: AtomicU64,
     pub(crate) notice: Notice,
     pub(crate) pace: Pace,
+    /// The channel whose ring it uses, where it is a virtual one.
+    parent: Option<Arc<Chan>>,
+    /// What fills its ring from the virtual channels on it.
+    pub(crate) pump: Mutex<Weak<Pump>>,
 }
 
 /// Tells clients that their channel's device is leaving.
@@ -122,16 +127,38 @@ impl Chan {
             terminated: AtomicU64::new(0),
             notice: Notice::default(),
             pace: Pace::default(),
+            parent: None,
+            pump: Mutex::default(),
         }
+    }
+
+    /// A virtual channel on `parent`.
+    pub(crate) fn on(
+        parent: &Arc<Self>,
+        name: String,
+        info: DeviceInfo,
+        ops: Arc<dyn ChannelOps>,
+    ) -> Self {
+        Self {
+            parent: Some(parent.clone()),
+            ..Self::new(name, Arc::new(info), ops)
+        }
+    }
+
+    /// The channel with the ring: itself, unless it is a virtual one.
+    pub(crate) fn physical(self: &Arc<Self>) -> &Arc<Self> {
+        self.parent.as_ref().unwrap_or(self)
     }
 
     /// Where its device is registered. `None` for the CPU, and when the registry is gone.
     pub(crate) fn registry(&self) -> Option<Registry> {
-        self.registry.get().and_then(WeakRegistry::upgrade)
+        let chan = self.parent.as_deref().unwrap_or(self);
+        chan.registry.get().and_then(WeakRegistry::upgrade)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        let chan = self.parent.as_deref().unwrap_or(self);
+        chan.closed.load(Ordering::Acquire)
     }
 
     /// Lets nothing enter any more. On return every operation that entered before is counted.
@@ -141,6 +168,10 @@ impl Chan {
             self.closed.store(true, Ordering::Release);
         }
         self.room.wake_all();
+        let pump = self.pump.lock().upgrade();
+        if let Some(pump) = pump {
+            pump.close();
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -185,6 +216,7 @@ impl Chan {
             back: back.clone(),
             signaler: Some(signaler),
             waits,
+            ride: None,
         };
         let operation = Operation::new(work, completion);
         let submitted = Submitted {
@@ -359,7 +391,7 @@ impl DmaChan {
 
     /// Whether its device is being removed, or was.
     pub fn is_leaving(&self) -> bool {
-        self.inner.notice.deadline.is_completed()
+        self.inner.physical().notice.deadline.is_completed()
     }
 
     /// Waits until its device is being removed. Gives the moment until which a holder of the
@@ -367,7 +399,7 @@ impl DmaChan {
     /// and what is submitted later is refused. Giving the channel up before lets the removal go
     /// on at once.
     pub async fn removed(&self) -> Instant {
-        let notice = &self.inner.notice;
+        let notice = &self.inner.physical().notice;
         let deadline = || notice.deadline.get().copied();
         notice.told.until(deadline).await
     }

@@ -190,13 +190,7 @@ impl Chan {
         if !refused.is_empty() {
             let chan = self.clone();
             hal::task::spawn("dma-depend", async move {
-                if let Some(registry) = chan.registry() {
-                    failover::run(&registry, refused).await;
-                    return;
-                }
-                for operation in refused {
-                    operation.complete(Err(FenceError::Gone));
-                }
+                chan.finish_elsewhere(refused).await;
             });
         }
         turn
@@ -252,6 +246,17 @@ impl Chan {
             result: Ok(()),
         });
         Some(Next::Full { left })
+    }
+
+    /// Has others do what this channel does not take.
+    pub(crate) async fn finish_elsewhere(&self, operations: Vec<Operation>) {
+        if let Some(registry) = self.registry() {
+            failover::run(&registry, operations).await;
+            return;
+        }
+        for operation in operations {
+            operation.complete(Err(FenceError::Gone));
+        }
     }
 
     /// Ends all operations that wait, without running them.

@@ -46,6 +46,7 @@ mod registry;
 mod request;
 mod shape;
 mod submitted;
+mod virt;
 mod wait;
 mod work;
 

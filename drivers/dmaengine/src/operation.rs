@@ -10,6 +10,7 @@ use spin::Mutex;
 use crate::capability::Flags;
 use crate::chan::Chan;
 use crate::descriptor::Terms;
+use crate::virt::Ride;
 use crate::work::Work;
 
 /// A channel's own number for an operation: counts from 1 in the order of submission. It is the
@@ -44,6 +45,8 @@ pub(crate) struct Completion {
     pub(crate) signaler: Option<Signaler>,
     /// It waits for others outside the ring, and is counted there.
     pub(crate) waits: bool,
+    /// Where it is in another channel's ring for its own, which is a virtual one.
+    pub(crate) ride: Option<Ride>,
 }
 
 impl Operation {
@@ -90,9 +93,38 @@ impl Operation {
     /// the ring. Cookie and fence stay.
     pub(crate) fn move_to(&mut self, chan: &Arc<Chan>) {
         chan.enter();
+        if let Some(ride) = &mut self.completion.ride {
+            if let Some(ring) = ride.ring.replace(chan.clone()) {
+                ring.leave();
+            }
+            return;
+        }
         self.completion.leave();
         self.completion.waits = false;
         self.completion.chan = chan.clone();
+    }
+
+    /// Enters another channel's ring from now on, and comes back when it has ended there.
+    pub(crate) fn board(&mut self, ride: Ride) {
+        self.completion.ride = Some(ride);
+    }
+
+    /// Is back from the ring that has refused it.
+    pub(crate) fn alight(&mut self) {
+        let ride = self.completion.ride.take();
+        if let Some(ring) = ride.and_then(|ride| ride.ring) {
+            ring.withdraw();
+        }
+    }
+
+    /// Ends without having run, as soon as its turn to end comes.
+    pub(crate) fn into_ended(self, result: Result<(), FenceError>) -> Ended {
+        let Self { work, completion } = self;
+        Ended {
+            completion,
+            work: Some(work),
+            result,
+        }
     }
 
     /// What it depends on. Its ring keeps no order for it then.
@@ -124,6 +156,9 @@ impl Operation {
 impl Completion {
     /// Ends the operation, unless it has ended. Without `work` its buffers are lost.
     fn end(&mut self, work: Option<Work>, result: Result<(), FenceError>) {
+        if let Some(ride) = self.ride.take() {
+            return self.come_back(ride, work, result);
+        }
         let Some(signaler) = self.signaler.take() else {
             return;
         };
@@ -147,6 +182,28 @@ impl Completion {
         self.leave();
     }
 
+    /// Leaves another channel's ring for its own channel, to end there.
+    fn come_back(&mut self, ride: Ride, work: Option<Work>, result: Result<(), FenceError>) {
+        if let Some(ring) = &ride.ring {
+            ring.count(work.as_ref().unwrap_or(&Work::Interrupt), result);
+            ring.leave();
+        }
+        let completion = Self {
+            chan: self.chan.clone(),
+            cookie: self.cookie,
+            terms: mem::take(&mut self.terms),
+            back: self.back.clone(),
+            signaler: self.signaler.take(),
+            waits: false,
+            ride: None,
+        };
+        ride.end(Ended {
+            completion,
+            work,
+            result,
+        });
+    }
+
     /// Is not counted any more where it is.
     fn leave(&self) {
         if self.waits {
@@ -154,6 +211,25 @@ impl Completion {
         } else {
             self.chan.leave();
         }
+    }
+}
+
+/// An operation that is out of all rings, and whose client does not know it yet.
+pub(crate) struct Ended {
+    completion: Completion,
+    work: Option<Work>,
+    pub(crate) result: Result<(), FenceError>,
+}
+
+impl Ended {
+    /// Ends the operation.
+    pub(crate) fn deliver(self) {
+        let Self {
+            mut completion,
+            work,
+            result,
+        } = self;
+        completion.end(work, result);
     }
 }
 
