@@ -69,14 +69,14 @@ misuse! {
 
 misuse! {
     /// A reference to a public channel is put once.
-    double_put("reference: ChanRef")
+    s1_7_double_put("reference: ChanRef")
     "drop(reference);"
     E0382 "drop(reference);"
 }
 
 misuse! {
     /// A reference that was put is not used.
-    use_after_put("reference: ChanRef")
+    s1_7_use_after_put("reference: ChanRef")
     "drop(reference);"
     E0382 "let _ = reference.open();"
 }

@@ -568,3 +568,21 @@ proptest! {
         prop_assert_eq!(chan.in_flight(), 0);
     }
 }
+
+#[test]
+fn s1_16_virtual_clients_are_told_of_a_removal_and_their_work_goes_elsewhere() {
+    let registry = Registry::new();
+    let mock = Mock::new(2);
+    let device = registry.register(mock::info(), vec![mock]).unwrap();
+    let chan = device.channels().next().unwrap();
+    let client = block_on(chan.virtual_for(&Client::new("a"))).unwrap();
+    assert!(!client.is_leaving());
+    let told = std::thread::scope(|scope| {
+        let told = scope.spawn(|| block_on(client.removed()));
+        let limit = hal::time::Duration::from_millis(20);
+        block_on(registry.unregister(&device, limit));
+        told.join().unwrap()
+    });
+    assert!(told <= hal::time::Instant::now());
+    assert!(client.is_leaving());
+}
