@@ -46,12 +46,15 @@ tools: toolchain
 	@$(INSTALL) $(TARGET_DIR)/release/longshore-qemu $(LAUNCHER)
 	@$(INSTALL) $(TARGET_DIR)/release/ioat-model build/ioat-model
 
-# The image, and the same with the in-kernel test suites; both with their symbol tables.
+# The image; the same with the in-kernel test suites; that without hot removal. All with their
+# symbol tables.
 kernel: tools
 	@$(IMAGE)
 	@$(call finish,longshore)
 	@$(IMAGE) --features ktest
 	@$(call finish,longshore-test)
+	@$(IMAGE) --no-default-features --features ktest
+	@$(call finish,longshore-nohotplug)
 
 define finish
 set -e; new=build/.$(1).elf.new; cp $(TARGET_DIR)/$(BARE)/kernel/longshore $$new; \
@@ -76,6 +79,8 @@ check: toolchain
 	cargo clippy --quiet -p hal --features host --all-targets -- -D warnings
 	cargo clippy --quiet -p longshore-boot --target $(BARE) -- -D warnings
 	cargo clippy --quiet -p longshore-boot --features ktest --target $(BARE) -- -D warnings
+	cargo clippy --quiet -p longshore-boot --no-default-features --features ktest --target $(BARE) -- -D warnings
+	cargo clippy --quiet -p dmaengine --no-default-features --all-targets -- -D warnings
 	@qemu/check-crates.sh
 
 doc: toolchain

@@ -1,7 +1,7 @@
 //! What finding and putting a channel really costs: the instructions in the image.
 //!
-//! The image with the in-kernel suites has a function that does both and nothing else
-//! (`longshore_probe_find_put`, kernel/src/ktest/channels.rs).
+//! The images with the in-kernel suites have functions that do this and nothing else
+//! (`longshore_probe_…`, kernel/src/ktest/channels.rs).
 
 #![forbid(unsafe_code)]
 
@@ -12,9 +12,13 @@ use iced_x86::{
 };
 use object::{Object, ObjectSection, ObjectSymbol};
 
-/// The instructions of a function, from its symbol to its end.
-fn function(name: &str) -> Vec<Instruction> {
-    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/longshore-test.elf");
+const COUNTED: &str = "longshore-test";
+const UNCOUNTED: &str = "longshore-nohotplug";
+
+/// The instructions of a function of an image, from its symbol to its end.
+fn function(image: &str, name: &str) -> Vec<Instruction> {
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../build");
+    let image = build.join(format!("{image}.elf"));
     let bytes = std::fs::read(&image).unwrap_or_else(|error| panic!("{image:?}: {error}"));
     let file = object::File::parse(&*bytes).unwrap();
     let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
@@ -41,7 +45,7 @@ fn text(code: &[Instruction]) -> String {
     code.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Adds to or takes from a counter of the running CPU's.
+/// Adds one to, or takes one from, a counter of the running CPU's.
 fn counts(instruction: &Instruction, mnemonic: Mnemonic) -> bool {
     instruction.mnemonic() == mnemonic && instruction.memory_segment() == Register::GS
 }
@@ -90,7 +94,7 @@ fn paths(code: &[Instruction]) -> Vec<usize> {
 /// Rows S1.2 and S1.3: a count up, a second look, a count down; no lock, no call.
 #[test]
 fn s1_3_find_and_put_take_twelve_instructions_without_a_lock() {
-    let code = function("longshore_probe_find_put");
+    let code = function(COUNTED, "longshore_probe_find_put");
     let listing = text(&code);
     for instruction in &code {
         assert!(!instruction.has_lock_prefix(), "a lock prefix:\n{listing}");
@@ -109,4 +113,29 @@ fn s1_3_find_and_put_take_twelve_instructions_without_a_lock() {
     let fast = fast.unwrap_or_else(|| panic!("no way that counts up and down:\n{listing}"));
     println!("find and put: {fast} instructions");
     assert!(fast <= 12, "{fast} instructions:\n{listing}");
+}
+
+/// Row S1.1: without hot removal nothing counts, and finding is a load from the table.
+#[test]
+fn s1_1_without_hot_removal_no_reference_code_is_left() {
+    for probe in ["longshore_probe_find_put", "longshore_probe_dup_put"] {
+        let [with, without] = [COUNTED, UNCOUNTED].map(|image| function(image, probe));
+        let counting = |code: &[Instruction]| {
+            let kinds = [Mnemonic::Inc, Mnemonic::Dec];
+            let count = |one: &&Instruction| kinds.iter().any(|&kind| counts(one, kind));
+            code.iter().filter(count).count()
+        };
+        let listing = text(&without);
+        println!("{probe}: {} instructions of {}", without.len(), with.len());
+        assert!(counting(&with) >= 2, "{}", text(&with));
+        assert_eq!(counting(&without), 0, "{listing}");
+        assert!(without.len() < with.len(), "{listing}");
+        assert!(
+            !without.iter().any(Instruction::has_lock_prefix),
+            "{listing}"
+        );
+    }
+    // The CPU's number, the tables' address, the entry, what the caller is told, and the frame.
+    let find = function(UNCOUNTED, "longshore_probe_find_put");
+    assert!(find.len() <= 12, "{}", text(&find));
 }

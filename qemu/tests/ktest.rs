@@ -9,10 +9,11 @@ use std::process::ExitCode;
 
 use longshore_qemu::scenario::Bench;
 
-/// Machines that the suites run on.
-const MACHINES: [&[(&str, &str)]; 2] = [
-    &[("CPUS", "4"), ("MEM", "6G")],
-    &[("CPUS", "1"), ("IRQ", "msix")],
+/// Images and machines that the suites run on.
+const MACHINES: [(&str, &[(&str, &str)]); 3] = [
+    ("longshore-test", &[("CPUS", "4"), ("MEM", "6G")]),
+    ("longshore-test", &[("CPUS", "1"), ("IRQ", "msix")]),
+    ("longshore-nohotplug", &[("CPUS", "4")]),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +36,13 @@ fn main() -> ExitCode {
     }
     check_the_reader();
     let (mut passed, mut failed) = (0, 0);
-    for machine in MACHINES {
-        let name: Vec<_> = machine
+    for (image, machine) in MACHINES {
+        let shape = machine
             .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let mut variables = vec![("KERNEL", "build/longshore-test.elf")];
+            .map(|(name, value)| format!("{name}={value}"));
+        let name: Vec<_> = [image.into()].into_iter().chain(shape).collect();
+        let kernel = format!("build/{image}.elf");
+        let mut variables = vec![("KERNEL", kernel.as_str())];
         variables.extend(machine);
         let bench = Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"));
         let ended = bench.run("test", &variables);

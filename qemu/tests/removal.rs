@@ -115,6 +115,32 @@ fn functions_go_and_are_found_again() {
     audited(&ended);
 }
 
+/// Row S1.1: a build that counts no references takes only what nobody uses.
+#[test]
+fn s1_1_without_hot_removal_only_idle_engines_leave() {
+    let commands = "dmatest channel=dma0chan0 iterations=0 &; \
+                    dmatest channel=dma1chan0 iterations=50; \
+                    unbind 01:00.0; pci remove 01:00.0; dma; unbind 02:00.0; \
+                    bind 02:00.0 ioat; dmatest channel=dma1chan0 iterations=50; \
+                    stop 1; pci remove 01:00.0; pci rescan; \
+                    dmatest channel=dma0chan0 iterations=50; audit";
+    let kernel = ("KERNEL", "build/longshore-nohotplug.elf");
+    let ended = bench().run(commands, &[kernel]);
+    for refused in ["unbind 01:00.0", "pci remove 01:00.0"] {
+        let refusal = "error: the device is in use by 1 clients, \
+                       and this build, without `hotplug`, takes only idle ones away";
+        assert_eq!(ended.output_of(refused), [refusal], "{}", ended.all());
+    }
+    let devices = ended.output_of("dma");
+    assert!(devices.contains(&"dma: devices=2"), "{}", ended.all());
+    let errors = ended.lines_starting("error: ");
+    assert_eq!(errors.len(), 2, "{}", ended.all());
+    hot(&ended, "unbind 02:00.0", "02:00.0", "detached");
+    hot(&ended, "bind 02:00.0 ioat", "02:00.0", "live");
+    hot(&ended, "pci rescan", "01:00.0", "live");
+    audited(&ended);
+}
+
 #[test]
 fn what_cannot_be_removed_is_one_line() {
     let commands = "pci remove 77:00.0; pci remove nonsense; pci; unbind 00:00.0; unbind; \

@@ -359,7 +359,6 @@ async fn by_cpu(registry: &Registry, dst: Destination, src: Source) -> Result<Co
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Capabilities;
     use crate::mock::{self, Mock};
     use hal::dma::Memory;
     use hal::host::block_on;
@@ -405,7 +404,18 @@ mod tests {
             "cpu",
             "longer than it can"
         );
-        let _exclusive = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    }
+
+    #[test]
+    #[cfg(feature = "hotplug")]
+    fn a_channel_that_somebody_has_alone_is_not_used() {
+        let registry = Registry::new();
+        registry
+            .register(mock::info(), vec![Mock::eager(2)])
+            .unwrap();
+        let _interest = block_on(registry.get_interest());
+        assert_eq!(copied(&registry, 100).via.name(), "dma0chan0");
+        let _exclusive = block_on(registry.request(crate::Capabilities::MEMCPY)).unwrap();
         assert_eq!(
             copied(&registry, 100).via.name(),
             "cpu",

@@ -139,6 +139,22 @@ pub(super) async fn bind(address: Address) -> Result<(), String> {
     Ok(())
 }
 
+/// In a build that counts no references an engine leaves only when nobody uses it: takes it out of
+/// use, or says in a line why not.
+pub(super) async fn release(device: &DmaDevice, limit: Duration) -> Result<(), String> {
+    if cfg!(feature = "hotplug") {
+        return Ok(());
+    }
+    let device = device.clone();
+    let unload = async move { registry().unload(&device, limit).await };
+    match task::complete("removal", unload).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(alloc::format!(
+            "{error}, and this build, without `hotplug`, takes only idle ones away"
+        )),
+    }
+}
+
 /// Takes the engine at `address` from its driver; what is in flight drains for at most `limit`.
 /// `None` where the driver has no such engine. Runs to its end even when dropped.
 pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal> {

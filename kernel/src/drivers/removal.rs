@@ -52,6 +52,7 @@ pub async fn unbind(address: Address) -> Result<(), String> {
     let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
     };
+    engines::release(&device, CLIENTS_LIMIT).await?;
     tell(address, Step::Draining, since, &Removal::default());
     let quiet = async move {
         device.reached(Phase::Quiet).await;

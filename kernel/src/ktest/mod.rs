@@ -19,7 +19,29 @@ use core::pin::Pin;
 /// What a test found wrong.
 pub type TestResult = Result<(), String>;
 /// A test on its way.
-pub type TestFuture = Pin<Box<dyn Future<Output = TestResult> + Send>>;
+pub type TestFuture = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+
+/// How a test ended. One that may be skipped gives a `Result<(), Verdict>`.
+pub enum Verdict {
+    /// As it should.
+    Passed,
+    /// It found something wrong.
+    Failed(String),
+    /// This machine or this build cannot run it: why.
+    Skipped(&'static str),
+}
+
+impl From<String> for Verdict {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl<E: Into<Self>> From<Result<(), E>> for Verdict {
+    fn from(result: Result<(), E>) -> Self {
+        result.map_or_else(Into::into, |()| Self::Passed)
+    }
+}
 
 /// A named test.
 pub struct Test {
@@ -39,7 +61,7 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => {
         &[$($crate::ktest::Test {
             name: stringify!($name),
-            run: || ::alloc::boxed::Box::pin($name()),
+            run: || ::alloc::boxed::Box::pin(async { $name().await.into() }),
         }),*]
     };
 }
@@ -49,7 +71,7 @@ pub(crate) use tests;
 macro_rules! ensure {
     ($condition:expr, $($why:tt)*) => {
         if !$condition {
-            return Err(::alloc::format!($($why)*));
+            return Err(::alloc::format!($($why)*).into());
         }
     };
 }
@@ -90,11 +112,14 @@ pub async fn run(only: Option<&str>) -> Option<(usize, usize)> {
         for (index, test) in suite.tests.iter().enumerate() {
             let number = index + 1;
             match (test.run)().await {
-                Ok(()) => {
+                Verdict::Passed => {
                     passed += 1;
                     crate::machine_line!("  ok {number} {}", test.name);
                 }
-                Err(why) => {
+                Verdict::Skipped(why) => {
+                    crate::machine_line!("  ok {number} {} # SKIP {why}", test.name);
+                }
+                Verdict::Failed(why) => {
                     failed += 1;
                     crate::machine_line!("  # {why}\n  not ok {number} {}", test.name);
                 }

@@ -12,9 +12,9 @@
 
 use alloc::vec::Vec;
 
-use hal::cpu;
 use hal::time::{Duration, Instant, poll_until};
 
+use super::count;
 use super::slot::{self, Number};
 
 /// How often the counters are summed.
@@ -24,7 +24,9 @@ pub(crate) const STEP: Duration = Duration::from_micros(100);
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     slots: Vec<Number>,
-    fenced: bool,
+    /// How many clients were interested when the slots were withdrawn.
+    interest: usize,
+    settled: bool,
     done: bool,
 }
 
@@ -39,10 +41,11 @@ pub(crate) struct Drained {
 
 impl Drain {
     /// Begins with slots that are marked and out of all tables.
-    pub(crate) fn new(slots: Vec<Number>) -> Self {
+    pub(crate) fn new(slots: Vec<Number>, interest: usize) -> Self {
         Self {
             slots,
-            fenced: false,
+            interest,
+            settled: false,
             done: false,
         }
     }
@@ -53,11 +56,11 @@ impl Drain {
         if self.done || self.slots.is_empty() {
             return Drained::default();
         }
-        self.fenced = cpu::barrier().is_ok();
-        // Without the barrier a sum of 0 proves nothing: the wait then lasts to its limit.
+        self.settled = count::settle(self.interest);
+        // Where a sum of 0 proves nothing, the wait lasts to its limit.
         let none = || {
             poll();
-            self.fenced && self.references() == 0
+            self.settled && self.references() == 0
         };
         let leaked = match poll_until(limit, STEP, none).await {
             Ok(()) => {
@@ -73,7 +76,7 @@ impl Drain {
     }
 
     fn references(&self) -> usize {
-        let counts = self.slots.iter().map(|&slot| slot::references(slot));
+        let counts = self.slots.iter().map(|&slot| count::references(slot));
         counts
             .map(|count| usize::try_from(count).unwrap_or(0))
             .sum()
@@ -84,7 +87,7 @@ impl Drain {
 impl Drop for Drain {
     fn drop(&mut self) {
         for &slot in &self.slots {
-            slot::retire(slot, self.fenced);
+            slot::retire(slot, self.settled);
         }
     }
 }

@@ -9,7 +9,13 @@
 //! Finding and putting touch two cache lines of the running CPU and take no lock ([`refs`]); a
 //! removal waits for the references ([`drain`]). All in task context. Lock order: the list of
 //! devices → this module's state → slots → a channel's life.
+//!
+//! Whether references are counted is the one thing in which builds with and without the feature
+//! `hotplug` differ ([`count`]).
 
+#[cfg_attr(feature = "hotplug", path = "counted.rs")]
+#[cfg_attr(not(feature = "hotplug"), path = "uncounted.rs")]
+mod count;
 mod drain;
 mod interest;
 mod offers;
@@ -23,6 +29,8 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::AtomicU8;
 
 use hal::cpu::{self, MAX_CPUS};
 use hal::time::Duration;
@@ -230,7 +238,7 @@ impl Public {
                 .into_iter()
                 .flat_map(|member| member.holds)
                 .collect(),
-            drain: Drain::new(slots),
+            drain: Drain::new(slots, state.interest),
         }
     }
 
@@ -346,6 +354,10 @@ impl Public {
         Some(member.chan.clone())
     }
 
+    fn interest(&self) -> usize {
+        self.state.lock().interest
+    }
+
     pub(crate) fn rebuild(&self) {
         self.state.lock().rebuild(&self.tables);
         self.rewritten.wake_all();
@@ -370,12 +382,12 @@ impl Public {
             return Ok(());
         };
         let _revive = Revive { public: self, chan };
-        if cpu::barrier().is_err() {
+        if !count::settle(self.interest()) {
             return Err(RequestError::Busy);
         }
         let none = || {
             chan.ops.poll();
-            slot::references(slot) == 0
+            count::references(slot) == 0
         };
         let waited = hal::time::poll_until(RESERVE_LIMIT, drain::STEP, none).await;
         waited.map_err(|_| RequestError::Busy)
@@ -407,15 +419,17 @@ impl Drop for Revive<'_> {
 /// A registry goes, and its tables with it: nobody finds its channels any more.
 impl Drop for Public {
     fn drop(&mut self) {
-        let members = core::mem::take(&mut self.state.get_mut().members);
+        let State {
+            members, interest, ..
+        } = core::mem::take(self.state.get_mut());
         let slots: Vec<_> = members.iter().filter_map(|member| member.slot).collect();
         if slots.is_empty() {
             return;
         }
         slots.iter().for_each(|&slot| slot::drain(slot));
-        let fenced = cpu::barrier().is_ok();
+        let settled = count::settle(interest);
         for slot in slots {
-            slot::retire(slot, fenced);
+            slot::retire(slot, settled);
         }
     }
 }
@@ -447,7 +461,7 @@ pub struct Slots {
     pub draining: usize,
     /// Naming nothing, but referred to when last looked at: references that leaked.
     pub tombstones: usize,
-    /// Not to be used again: a CPU did not answer the barrier.
+    /// Not to be used again: a CPU did not answer the barrier, or nobody counted references.
     pub lost: usize,
 }
 
@@ -466,8 +480,9 @@ impl Slots {
 
 impl Registry {
     /// Finds the running CPU's public channel for `transaction`: two looks at its table and one
-    /// count, no lock, no call. `None` where no channel serves, nobody is interested, or all such
-    /// channels are being removed: then the CPU does the work.
+    /// count (without the feature `hotplug` one look alone), no lock, no call. `None` where no
+    /// channel serves, nobody is interested, or all such channels are being removed: then the CPU
+    /// does the work.
     #[inline(always)]
     pub fn find(&self, transaction: Transaction) -> Option<ChanRef> {
         refs::find(&self.tables, transaction)
@@ -503,7 +518,7 @@ impl Registry {
 
     /// How many clients are interested in the public channels.
     pub fn interest(&self) -> usize {
-        self.public.state.lock().interest
+        self.public.interest()
     }
 
     /// Writes the tables anew. The kernel calls it when a CPU has gone or come.
@@ -516,16 +531,22 @@ impl Registry {
         self.public.state.lock().rebuilds
     }
 
+    /// Where the table of `cpu`, below [`MAX_CPUS`], lies: in a cache line of its own.
+    pub fn table_place(&self, cpu: usize) -> Range<*const AtomicU8> {
+        self.tables.place(cpu)
+    }
+
     /// The channel that `cpu` uses for `transaction`.
     pub fn table_entry(&self, cpu: usize, transaction: Transaction) -> Option<DmaChan> {
         let inner = slot::chan(self.tables.get(cpu, transaction)?)?;
         Some(DmaChan { inner })
     }
 
-    /// How many references to a public channel there are. Exact while nobody finds or puts.
+    /// How many references to a public channel there are. Exact while nobody finds or puts; 0
+    /// where they are not counted (no feature `hotplug`).
     pub fn references(&self, chan: &DmaChan) -> usize {
         let slot = self.public.slot_of(&chan.inner, |_| ());
-        let count = slot.map_or(0, slot::references);
+        let count = slot.map_or(0, count::references);
         usize::try_from(count).unwrap_or(0)
     }
 }

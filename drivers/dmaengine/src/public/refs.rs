@@ -1,25 +1,18 @@
 //! References to public channels: found, duplicated and put without a lock.
 //!
-//! A reference is one count in the finder's CPU-local counter of the channel's slot. Finding one
-//! loads the slot from this CPU's table, counts, and looks at the table again: where it has
-//! changed, the count is taken back and the search starts over. So once a channel has left all
-//! tables and every CPU has gone through a barrier, no new reference can appear and every one that
-//! exists is counted ([`super::drain`]). The channel is looked up only when the reference is used,
-//! after the second look: the slot may have passed to another channel between the two.
-//!
-//! Task context. Between the first look and the second a task neither waits nor moves; an
-//! interrupt may come between, and may find and put references itself; a non-maskable one not.
+//! A reference is a slot's number, and counted, or not, as [`super::count`] says. The channel is
+//! looked up only when the reference is used, after it is counted: before, the slot may have passed
+//! to another channel. Task context.
 
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Deref;
-use core::sync::atomic::Ordering;
 
 use hal::cpu;
 
-use super::Transaction;
 use super::slot::{self, Number};
 use super::table::Tables;
+use super::{Transaction, count};
 use crate::chan::DmaChan;
 use crate::channel::Channel;
 use crate::life::RequestError;
@@ -41,21 +34,11 @@ impl fmt::Display for Draining {
     }
 }
 
-/// Finds the running CPU's channel for `transaction`. A search in vain counts in the dummy slot,
-/// which nobody sums: so there is one way through.
+/// Finds the running CPU's channel for `transaction`.
 #[inline(always)]
 pub(crate) fn find(tables: &Tables, transaction: Transaction) -> Option<ChanRef> {
-    let entry = tables.entry(cpu::current(), transaction);
-    loop {
-        // Sequentially consistent loads are plain ones on x86; a machine whose counters are
-        // sequentially consistent, as the host's, needs no barrier then.
-        let slot = entry.load(Ordering::SeqCst);
-        cpu::local_inc(usize::from(slot));
-        if entry.load(Ordering::SeqCst) == slot {
-            return Number::new(slot).map(|slot| ChanRef { slot });
-        }
-        cpu::local_dec(usize::from(slot));
-    }
+    let slot = count::find(tables.entry(cpu::current(), transaction))?;
+    Some(ChanRef { slot })
 }
 
 impl ChanRef {
@@ -66,7 +49,7 @@ impl ChanRef {
         // Counted before the state is looked at: a drain that does not see the count has marked
         // the slot before, and is seen here.
         let other = Self { slot: self.slot };
-        cpu::local_inc(usize::from(self.slot.get()));
+        count::get(self.slot);
         if slot::is_live(self.slot) {
             Ok(other)
         } else {
@@ -94,7 +77,7 @@ impl ChanRef {
 impl Drop for ChanRef {
     #[inline(always)]
     fn drop(&mut self) {
-        cpu::local_dec(usize::from(self.slot.get()));
+        count::put(self.slot);
     }
 }
 

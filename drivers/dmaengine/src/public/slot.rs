@@ -11,9 +11,10 @@ use alloc::sync::Arc;
 use core::num::NonZeroU8;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use hal::cpu::{self, COUNTERS, KERNEL_COUNTERS};
+use hal::cpu::{COUNTERS, KERNEL_COUNTERS};
 use spin::{Mutex, RwLock};
 
+use super::count;
 use crate::chan::Chan;
 
 /// The number of a slot that is not the dummy.
@@ -34,8 +35,8 @@ pub(crate) enum State {
     Draining,
     /// Names nothing, but references are left; free again when they are gone.
     Tombstone,
-    /// As a tombstone, but a CPU did not answer the barrier, so that the sum proves nothing. Not
-    /// used again.
+    /// As a tombstone, but nothing proves that its references will have gone ([`count::settle`]).
+    /// Not used again.
     Lost,
 }
 
@@ -65,12 +66,6 @@ fn slot(number: Number) -> &'static Slot {
     &SLOTS[usize::from(number.get())]
 }
 
-/// References that exist. Exact, once a slot drains and a barrier has passed, when it is 0; else
-/// an estimate, too high by finders on their way and too low or high by those that move.
-pub(crate) fn references(number: Number) -> isize {
-    cpu::local_sum(usize::from(number.get()))
-}
-
 /// Whether the slot names a channel that stays.
 pub(crate) fn is_live(number: Number) -> bool {
     // Sequentially consistent, as the store is: an increment of the caller's comes before.
@@ -93,7 +88,8 @@ pub(crate) fn allocate(chan: &Arc<Chan>) -> Option<Number> {
     let number = (1..END as u8).filter_map(Number::new).find(|&number| {
         let state = slot(number).state.load(Ordering::Relaxed);
         // The count of a tombstone only falls.
-        state == State::Free as u8 || (state == State::Tombstone as u8 && references(number) == 0)
+        state == State::Free as u8
+            || (state == State::Tombstone as u8 && count::references(number) == 0)
     })?;
     let slot = slot(number);
     *slot.chan.write() = Some(chan.clone());
@@ -117,12 +113,12 @@ pub(crate) fn revive(number: Number) {
         .store(State::Live as u8, Ordering::SeqCst);
 }
 
-/// Takes the channel out of a draining slot that no table names. `fenced`: a barrier has passed
-/// since. Returns how many references are left to nothing.
-pub(crate) fn retire(number: Number, fenced: bool) -> usize {
+/// Takes the channel out of a draining slot that no table names. `settled`: [`count::settle`] has
+/// said so since. Returns how many references are left to nothing.
+pub(crate) fn retire(number: Number, settled: bool) -> usize {
     let hands = HANDS.lock();
-    let left = references(number);
-    let state = match (fenced, left) {
+    let left = count::references(number);
+    let state = match (settled, left) {
         (false, _) => State::Lost,
         (true, 0) => State::Free,
         (true, _) => State::Tombstone,

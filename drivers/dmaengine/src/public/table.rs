@@ -5,6 +5,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use hal::cpu::MAX_CPUS;
@@ -39,6 +40,11 @@ impl Tables {
         &self.lines[cpu].0[transaction as usize]
     }
 
+    /// Where `cpu`'s table lies.
+    pub(crate) fn place(&self, cpu: usize) -> Range<*const AtomicU8> {
+        self.lines[cpu].0.as_ptr_range()
+    }
+
     /// The slot that `cpu` uses, if any.
     pub(crate) fn get(&self, cpu: usize, transaction: Transaction) -> Option<Number> {
         Number::new(self.entry(cpu, transaction).load(Ordering::SeqCst))
@@ -46,17 +52,11 @@ impl Tables {
 
     /// Writes what has changed. On return every later load sees it.
     pub(crate) fn publish(&self, cpus: &[Cpu], candidates: &[Candidate]) {
-        let mut uses = Vec::with_capacity(candidates.len());
         for transaction in Transaction::ALL {
-            uses.clear();
-            uses.extend(
-                candidates
-                    .iter()
-                    .filter(|candidate| candidate.capabilities.contains(transaction.capability()))
-                    .map(|candidate| (candidate, 0u32)),
-            );
+            let capability = transaction.capability();
+            let mut groups = groups(candidates, capability);
             for cpu in cpus {
-                let slot = choose(&mut uses, cpu).map_or(0, Number::get);
+                let slot = choose(&mut groups, cpu).map_or(0, Number::get);
                 let entry = self.entry(cpu.number, transaction);
                 if entry.load(Ordering::Relaxed) != slot {
                     // Sequentially consistent: the sums that a drain reads come after it.
@@ -85,18 +85,59 @@ pub(crate) struct Candidate {
     pub(crate) node: Option<u32>,
 }
 
+/// Channels of one node, which CPUs get in turn.
+struct Group {
+    node: Option<u32>,
+    /// Each with its place among all candidates.
+    members: Vec<(usize, Number)>,
+    /// How many CPUs have got one.
+    given: usize,
+}
+
+impl Group {
+    /// How many CPUs use the next one, its place, and its slot.
+    fn next(&self) -> (usize, usize, Number) {
+        let turn = self.given % self.members.len();
+        let (place, slot) = self.members[turn];
+        (self.given / self.members.len(), place, slot)
+    }
+}
+
+/// The candidates that are capable. None of the groups is empty.
+fn groups(candidates: &[Candidate], capability: Capabilities) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (place, candidate) in candidates.iter().enumerate() {
+        if !candidate.capabilities.contains(capability) {
+            continue;
+        }
+        let node = candidate.node;
+        let index = groups.iter().position(|group| group.node == node);
+        let index = index.unwrap_or_else(|| {
+            groups.push(Group {
+                node,
+                members: Vec::with_capacity(candidates.len() - place),
+                given: 0,
+            });
+            groups.len() - 1
+        });
+        groups[index].members.push((place, candidate.slot));
+    }
+    groups
+}
+
 /// The least used channel for one more CPU, near ones first; the first of several.
-fn choose(uses: &mut [(&Candidate, u32)], cpu: &Cpu) -> Option<Number> {
+fn choose(groups: &mut [Group], cpu: &Cpu) -> Option<Number> {
     if !cpu.online {
         return None;
     }
     // What is unknown is taken for near.
     let far = |node: Option<u32>| node.is_some() && cpu.node.is_some() && node != cpu.node;
-    let (candidate, used) = uses
+    let group = groups
         .iter_mut()
-        .min_by_key(|(candidate, used)| (far(candidate.node), *used))?;
-    *used += 1;
-    Some(candidate.slot)
+        .min_by_key(|group| (far(group.node), group.next()))?;
+    let (_, _, slot) = group.next();
+    group.given += 1;
+    Some(slot)
 }
 
 #[cfg(test)]
@@ -187,6 +228,25 @@ mod tests {
             row(&tables, 4, Transaction::Memcpy),
             [1, 2, 3, 1],
             "far is better than none"
+        );
+        let nodes = [Some(0), Some(1), None, Some(1), None, Some(0), Some(2)];
+        let cpus: Vec<_> = nodes
+            .into_iter()
+            .enumerate()
+            .map(|(number, node)| cpu(number, node))
+            .collect();
+        tables.publish(&cpus, &channels);
+        assert_eq!(
+            row(&tables, 7, Transaction::Memcpy),
+            [1, 2, 3, 2, 1, 1, 3],
+            "the least used of the near ones, or of all where nothing is known"
+        );
+        let everywhere = candidate(4, Capabilities::MEMCPY, None);
+        tables.publish(&node(1), &[channels[0], channels[1], everywhere]);
+        assert_eq!(
+            row(&tables, 4, Transaction::Memcpy),
+            [2, 4, 2, 4],
+            "what is near everywhere is near"
         );
     }
 }

@@ -100,6 +100,11 @@ impl PerCpu {
             .is_ok()
     }
 
+    /// Where its CPU-local counters lie.
+    pub fn counters(&self) -> core::ops::Range<*const AtomicIsize> {
+        self.counters.0.as_ptr_range()
+    }
+
     /// This CPU's number, counted from 0 without holes.
     pub fn index(&self) -> usize {
         self.index
