@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
-export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL PASSTHROUGH QEMU V
+export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
 export CMD APPEND FAULT ENGINE KERNEL BIOS SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -146,6 +146,7 @@ help:
 	@echo "                         build/ioat-model --help"
 	@echo "  ENGINE=                another engine program in place of build/ioat-model"
 	@echo "  ACCEL=tcg (kvm)        what executes guest code"
+	@echo "  ICOUNT=0 (1)           an instruction takes a nanosecond: the clock counts them"
 	@echo "  APPEND= KERNEL=        more words for the kernel command line; another image, as"
 	@echo "                         build/longshore-test.elf, the one with the in-kernel suites"
 	@echo "  BIOS=                  other firmware for QEMU, as qboot.rom, which leaves PCI to the kernel"

@@ -21,7 +21,7 @@ use crate::run_dir::RunDir;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 25] = [
+const VARIABLES: [&str; 26] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -33,6 +33,7 @@ const VARIABLES: [&str; 25] = [
     "NUMA",
     "EDU",
     "ACCEL",
+    "ICOUNT",
     "PASSTHROUGH",
     "ENGINE",
     "BIOS",

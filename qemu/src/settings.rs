@@ -66,6 +66,8 @@ pub struct Settings {
     pub irq: Irq,
     /// `ACCEL`
     pub accel: Accel,
+    /// `ICOUNT=1`: an instruction takes a nanosecond
+    pub icount: bool,
     /// `SERIAL`
     pub serial: Serial,
     /// `KERNEL`: the image, a PVH ELF
@@ -101,6 +103,7 @@ impl Default for Settings {
             cbver: "3.2".into(),
             irq: Irq::Msi,
             accel: Accel::Tcg,
+            icount: false,
             serial: Serial::Terminal,
             kernel: "build/longshore.elf".into(),
             bios: None,
@@ -150,6 +153,7 @@ impl Settings {
                 "kvm" => Accel::Kvm,
                 _ => Accel::Tcg,
             },
+            icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
             serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
                 "socket" => Serial::Socket,
                 _ => Serial::Terminal,
@@ -182,6 +186,9 @@ impl Settings {
                     "CMD=… reads the console itself: leave SERIAL=socket out",
                 ));
             }
+        }
+        if self.icount && self.accel == Accel::Kvm {
+            return Err(Failure::usage("ICOUNT=1 needs ACCEL=tcg"));
         }
         let line = self.command_line().len();
         if line > COMMAND_LINE_LIMIT {
@@ -408,6 +415,7 @@ mod tests {
             ("CBVER", "3"),
             ("IRQ", "MSI"),
             ("ACCEL", "xen"),
+            ("ICOUNT", "2"),
             ("SERIAL", "pipe"),
             ("V", "yes"),
             ("TIMEOUT", "0"),
@@ -440,6 +448,7 @@ mod tests {
                 .contains("not supported yet")
         );
         assert!(read(&[("CMD", "x"), ("SERIAL", "socket")]).is_err());
+        assert!(read(&[("ICOUNT", "1"), ("ACCEL", "kvm")]).is_err());
     }
 
     #[test]

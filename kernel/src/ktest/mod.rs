@@ -5,8 +5,10 @@
 //! sees by the plan that is not fulfilled.
 
 mod channels;
+mod costs;
 mod cpus;
 mod hotplug;
+mod instructions;
 mod memory;
 mod services;
 mod tasks;
@@ -84,6 +86,7 @@ static SUITES: &[&Suite] = &[
     &services::SUITE,
     &hotplug::SUITE,
     &channels::SUITE,
+    &costs::SUITE,
 ];
 
 /// The names of all suites.
