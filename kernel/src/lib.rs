@@ -11,7 +11,7 @@
 //! | [`acpi`], [`pci`], [`irq`], [`time`], [`task`] | the machine's services |
 //! | [`drivers`] | which driver gets which device; the `hal` of this kernel |
 //! | [`console`], [`logging`] | what people see |
-//! | [`bench`] | benchmarks |
+//! | [`bench`], [`stepping`] | benchmarks; counting instructions |
 //!
 //! Two contexts: an interrupt handler records that it ran, in an atomic of its CPU, and nothing
 //! else (no lock, no allocation, no wake-up). Everything else runs in tasks, which on one CPU
@@ -50,6 +50,7 @@ pub mod power;
 pub mod serial;
 #[cfg(target_os = "none")]
 mod start;
+pub mod stepping;
 pub mod symbols;
 #[cfg(target_os = "none")]
 pub mod task;

@@ -16,13 +16,14 @@ use core::fmt;
 use dma_fence::{Fence, FenceError};
 use dmaengine::{Channel, DmaChan, Flags, Memcpy, Submitted, registry};
 use hal::dma::{Destination, Memory, Source};
-use hal::time::{Duration, Instant, timeout};
+use hal::time::{Duration, Instant, sleep, timeout};
 
 use super::counts::Counts;
 use super::params::Params;
 use super::ratio::{Ratio, per_second};
 use super::{Benchmark, Run, claim};
 use crate::arch::x86_64::tsc;
+use crate::stepping::{self, Executed};
 use crate::task;
 
 const NAME: &str = "copy";
@@ -39,6 +40,10 @@ const BATCH_LIMIT: usize = 512;
 const SIZE_LIMIT: usize = 4 << 20;
 /// Looks at the completion word between two chances for other tasks.
 const SPINS: usize = 1000;
+/// How often a batch is counted; the one with the fewest instructions has waited least.
+const COUNTED: usize = 3;
+/// An engine has done a batch by then, so that nothing is counted that only waits for it.
+const SETTLED: Duration = Duration::from_millis(2);
 /// How long one batch may take.
 const BATCH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,12 +87,26 @@ struct Route {
     channels: Vec<Arc<Channel>>,
     /// Copies that they have done in all.
     copies: u64,
+    /// The modes and batches whose instructions were counted.
+    counted: Vec<(Mode, usize)>,
 }
 
 impl Route {
     /// As `via=` names it: the first channel alone, the others follow it.
     fn name(&self) -> &str {
         self.channels.first().map_or("", |channel| channel.name())
+    }
+}
+
+impl Route {
+    /// Whether a case's instructions are to be counted: the size makes no difference to them.
+    fn is_new(&mut self, case: Case) -> bool {
+        let key = (case.mode, case.batch);
+        let new = !self.counted.contains(&key);
+        if new {
+            self.counted.push(key);
+        }
+        new
     }
 }
 
@@ -196,6 +215,7 @@ async fn open(first: &DmaChan, count: usize) -> Result<Route, String> {
     Ok(Route {
         channels,
         copies: 0,
+        counted: Vec::new(),
     })
 }
 
@@ -221,6 +241,13 @@ async fn measure(route: &mut Route, case: Case) -> Result<(), String> {
         done = Some(done.map_or(its, |done| done.beside(its)));
     }
     let (ticks, counts) = (tsc().wrapping_sub(start), Counts::now() - before);
+    if route.is_new(case)
+        && let [lane] = &mut lanes[..]
+    {
+        let executed = lane.count().await?;
+        route.copies += (COUNTED * case.batch) as u64;
+        report_steps(route, case, executed);
+    }
     for lane in lanes {
         lane.verify()?;
     }
@@ -255,6 +282,17 @@ fn report(route: &Route, case: Case, done: Done, ticks: u64, counts: Counts) {
         Ratio(counts.mmio_reads + counts.mmio_writes, copies),
         Ratio(counts.interrupts, copies),
         Ratio(counts.allocations, copies),
+    );
+}
+
+fn report_steps(route: &Route, case: Case, executed: Executed) {
+    let batch = case.batch as u64;
+    crate::machine_line!(
+        "bench: steps via={} mode={} batch={batch} insns_per_op={} locked_per_op={}",
+        route.name(),
+        case.mode,
+        Ratio(executed.instructions, batch),
+        Ratio(executed.locked, batch),
     );
 }
 
@@ -299,6 +337,29 @@ impl Lane {
                 return Ok((self, done));
             }
         }
+    }
+
+    /// What this CPU executes for one batch.
+    async fn count(&mut self) -> Result<Executed, String> {
+        let start = || stepping::start().ok_or("another CPU is counting");
+        let mut least = None;
+        for _ in 0..COUNTED {
+            let mut counting = start()?;
+            self.submit()?;
+            let mut executed = Executed::default();
+            if self.case.mode == Mode::Polled {
+                executed = counting.stop();
+                sleep(SETTLED).await;
+                counting = start()?;
+            }
+            self.complete().await?;
+            executed = executed + counting.stop();
+            let fewer = |least: &Executed| executed.instructions < least.instructions;
+            if least.as_ref().is_none_or(fewer) {
+                least = Some(executed);
+            }
+        }
+        Ok(least.unwrap_or_default())
     }
 
     fn submit(&mut self) -> Result<(), String> {

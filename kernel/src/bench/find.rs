@@ -20,6 +20,7 @@ use super::params::Params;
 use super::ratio::Ratio;
 use super::{Benchmark, Run, claim};
 use crate::arch::x86_64::tsc;
+use crate::stepping::{self, Executed};
 use crate::task;
 
 const NAME: &str = "find";
@@ -29,6 +30,8 @@ pub(super) const BENCHMARK: Benchmark = Benchmark {
     run: |params| -> Run { Box::pin(run(params)) },
 };
 
+/// Pairs whose instructions are counted.
+const COUNTED: u64 = 100;
 /// How long the CPUs wait for each other.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,16 @@ impl By {
             "table" => Some(Self::Table),
             "arc" => Some(Self::Arc),
             _ => None,
+        }
+    }
+}
+
+impl By {
+    /// Takes and puts so many references; how often there was one.
+    fn run(self, shared: &Arc<()>, pairs: u64) -> u64 {
+        match self {
+            Self::Table => find(pairs),
+            Self::Arc => count(shared, pairs),
         }
     }
 }
@@ -107,10 +120,7 @@ async fn measure(cpus: &[usize], by: By, pairs: u64) -> Result<(), String> {
             task::spawn("bench-find", Some(cpu), async move {
                 together(&ready, all).await?;
                 let start = tsc();
-                let found = match by {
-                    By::Table => find(pairs),
-                    By::Arc => count(&shared, pairs),
-                };
+                let found = by.run(&shared, pairs);
                 Ok::<_, String>((tsc().wrapping_sub(start), found))
             })
         })
@@ -123,15 +133,25 @@ async fn measure(cpus: &[usize], by: By, pairs: u64) -> Result<(), String> {
         found += hits;
     }
     let counts = Counts::now() - before;
+    let executed = executed(by, &shared)?;
     let all = pairs * cpus.len() as u64;
     crate::machine_line!(
-        "bench: find by={by} cpus={} tsc_per_pair={} tsc_per_pair_max={} pairs={all} \
-         found={found} {counts}",
+        "bench: find by={by} cpus={} tsc_per_pair={} tsc_per_pair_max={} insns_per_pair={} \
+         locked_per_pair={} pairs={all} found={found} {counts}",
         cpus.len(),
         Ratio(ticks, all),
         Ratio(slowest, pairs),
+        Ratio(executed.instructions, COUNTED),
+        Ratio(executed.locked, COUNTED),
     );
     Ok(())
+}
+
+/// What this CPU executes for [`COUNTED`] pairs, with the loop around them.
+fn executed(by: By, shared: &Arc<()>) -> Result<Executed, String> {
+    let counting = stepping::start().ok_or("another CPU is counting")?;
+    by.run(shared, COUNTED);
+    Ok(counting.stop())
 }
 
 /// Waits until all are here.

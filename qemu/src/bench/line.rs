@@ -42,6 +42,11 @@ pub static KINDS: &[Kind] = &[
         ),
     },
     Kind {
+        name: "steps",
+        keys: &["via", "mode", "batch"],
+        metrics: &["insns_per_op", "locked_per_op"],
+    },
+    Kind {
         name: "claimed",
         keys: &["by", "via"],
         metrics: &["ops", "starts"],
@@ -49,7 +54,14 @@ pub static KINDS: &[Kind] = &[
     Kind {
         name: "find",
         keys: &["by", "cpus"],
-        metrics: with_counts!("tsc_per_pair", "tsc_per_pair_max", "pairs", "found"),
+        metrics: with_counts!(
+            "tsc_per_pair",
+            "tsc_per_pair_max",
+            "insns_per_pair",
+            "locked_per_pair",
+            "pairs",
+            "found"
+        ),
     },
     Kind {
         name: "totals",
@@ -171,7 +183,8 @@ impl fmt::Display for BadLine {
 mod tests {
     use super::*;
 
-    const FIND: &str = "find by=table cpus=4 tsc_per_pair=5.2500 tsc_per_pair_max=6 pairs=4000 \
+    const FIND: &str = "find by=table cpus=4 tsc_per_pair=5.2500 tsc_per_pair_max=6 \
+                        insns_per_pair=13 locked_per_pair=0 pairs=4000 \
                         found=4000 mmio_reads=0 mmio_writes=0 doorbells=0 irqs=1 wakes=3 timers=0 \
                         allocs=12";
 

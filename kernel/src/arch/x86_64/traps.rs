@@ -15,6 +15,7 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::{Entry, HandlerFunc};
 
 use super::{apic, gdt, ioapic, percpu, smp};
+use crate::stepping;
 
 /// First vector for devices.
 pub const FIRST_DEVICE: u8 = 0x30;
@@ -31,6 +32,7 @@ pub const APIC_ERROR: u8 = 0xf3;
 /// Spurious interrupts of the local APIC, which need no acknowledgement.
 pub const SPURIOUS: u8 = 0xff;
 
+const DEBUG: u64 = 1;
 const DOUBLE_FAULT: u64 = 8;
 const PAGE_FAULT: u64 = 14;
 /// Non-maskable interrupts; pending like an interrupt, for the executor to report.
@@ -239,7 +241,10 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
     apic::end_of_interrupt();
 }
 
-fn exception(frame: &TrapFrame) {
+fn exception(frame: &mut TrapFrame) {
+    if frame.vector == DEBUG && stepping::trapped(frame) {
+        return;
+    }
     if frame.vector == u64::from(NMI) && crate::panic::in_progress() {
         super::halt_forever();
     }
