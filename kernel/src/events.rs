@@ -12,6 +12,10 @@ const FIRST: usize = COUNTERS - KERNEL_COUNTERS;
 pub enum Event {
     /// The heap was asked for a block.
     Allocation = FIRST,
+    /// The heap has given a block for a fence.
+    FenceMade,
+    /// It has taken one back.
+    FenceFreed,
     /// A register of a device was read.
     MmioRead,
     /// A register of a device was written.

@@ -4,7 +4,7 @@ use core::fmt;
 use core::future::{Future, poll_fn};
 use core::ops::{Add, Sub};
 use core::pin::{Pin, pin};
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 pub use core::time::Duration;
 
 use crate::machine::{TimerId, machine};
@@ -58,29 +58,41 @@ impl fmt::Display for Elapsed {
     }
 }
 
+/// More than the clocks of two CPUs differ.
+const CLOSE: Duration = Duration::from_millis(1);
+
 /// Completes when its deadline has come. Dropping it forgets the timer.
 #[derive(Debug)]
 pub struct Sleep {
     deadline: Instant,
-    timer: Option<TimerId>,
+    /// What was set, and for whom.
+    timer: Option<(TimerId, Waker)>,
 }
 
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.forget();
-        if Instant::now() >= self.deadline {
+        let left = self.deadline - Instant::now();
+        if left.is_zero() {
+            self.forget();
             return Poll::Ready(());
         }
-        self.timer = Some(machine().set_timer(self.deadline.0, cx.waker().clone()));
+        // Setting one costs much: who is polled often, beside something else, keeps the first. Not
+        // close to the deadline, where it may have fired by a clock that is a little ahead.
+        let kept = |(_, waker): &(TimerId, Waker)| left > CLOSE && waker.will_wake(cx.waker());
+        if !self.timer.as_ref().is_some_and(kept) {
+            self.forget();
+            let timer = machine().set_timer(self.deadline.0, cx.waker().clone());
+            self.timer = Some((timer, cx.waker().clone()));
+        }
         Poll::Pending
     }
 }
 
 impl Sleep {
     fn forget(&mut self) {
-        if let Some(timer) = self.timer.take() {
+        if let Some((timer, _)) = self.timer.take() {
             machine().cancel_timer(timer);
         }
     }

@@ -1,5 +1,7 @@
 //! Frames, addresses, page rights.
 
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use hal::dma::Memory;
@@ -21,6 +23,7 @@ pub(super) static SUITE: Suite = Suite {
         mappings_show_the_memory_and_go,
         stacks_have_a_guard_page,
         absurd_sizes_are_refused,
+        small_blocks_stay_whole_and_change_cpus,
     ],
 };
 
@@ -120,3 +123,35 @@ async fn absurd_sizes_are_refused() -> TestResult {
     ensure!(mapped.is_err(), "mapped beyond the address space");
     Ok(())
 }
+
+/// Boxes of every class and beyond, each full of a value of its own, made on one CPU and freed on
+/// another, three times over, so that blocks come back from where they were freed.
+async fn small_blocks_stay_whole_and_change_cpus() -> TestResult {
+    for round in 0..3 {
+        for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+            let blocks: Vec<Vec<u8>> = (0..200).map(|n| alloc::vec![n as u8; n * 7 + 1]).collect();
+            let aligned: Vec<_> = (0..50).map(|n| Box::new(Line([n; 64]))).collect();
+            let places: BTreeSet<usize> =
+                blocks.iter().map(|block| block.as_ptr() as usize).collect();
+            ensure!(places.len() == 200, "round {round}: a block twice");
+            let whole = crate::task::spawn("test", Some(cpu), async move {
+                let lines = aligned.iter().enumerate();
+                blocks
+                    .iter()
+                    .enumerate()
+                    .all(|(n, block)| block.iter().all(|&byte| byte == n as u8))
+                    && lines.into_iter().all(|(n, line)| {
+                        (&raw const **line as usize).is_multiple_of(64) && line.0 == [n as u8; 64]
+                    })
+            });
+            ensure!(
+                whole.await,
+                "round {round}, CPU {cpu}: a block was overwritten"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[repr(align(64))]
+struct Line([u8; 64]);

@@ -10,6 +10,7 @@
 
 #[cfg(target_os = "none")]
 pub mod boot;
+mod cache;
 pub mod frames;
 #[cfg(target_os = "none")]
 pub mod heap;
