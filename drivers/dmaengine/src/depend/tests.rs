@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use std::{format, thread, vec};
 
 const SOON: Duration = Duration::from_millis(5);
+/// A chain that no stack of the tests holds.
+const LONG: usize = if cfg!(miri) { 200 } else { 10_000 };
 
 /// A registry with one device of one channel for each mock, and the channels, requested.
 fn machine(mocks: &[&Arc<Mock>]) -> (Registry, Vec<Channel>) {
@@ -290,7 +292,6 @@ fn a_termination_ends_what_waits() {
 
 #[test]
 fn long_chains_need_no_stack() {
-    const LENGTH: usize = 10_000;
     let chains = || {
         let (left, right) = (Mock::eager(4), Mock::eager(4));
         for fail in [false, true] {
@@ -298,7 +299,7 @@ fn long_chains_need_no_stack() {
             channels.push(block_on(registry.cpu().share()).unwrap());
             let (signaler, mut last) = Fence::new(dma_fence::next_context(), 1);
             let mut fences = Vec::new();
-            for channel in channels.iter().cycle().take(LENGTH) {
+            for channel in channels.iter().cycle().take(LONG) {
                 let descriptor = nothing(channel).after(&last);
                 last = channel.submit(descriptor).unwrap().fence().clone();
                 fences.push(last.clone());
@@ -321,7 +322,7 @@ fn terminating_a_long_chain_needs_no_stack() {
         let (left, right) = (Mock::eager(4), Mock::eager(4));
         let (_registry, channels) = machine(&[&left, &right]);
         let (_signaler, mut last) = Fence::new(dma_fence::next_context(), 1);
-        for channel in channels.iter().cycle().take(10_000) {
+        for channel in channels.iter().cycle().take(LONG) {
             let descriptor = nothing(channel).after(&last);
             last = channel.submit(descriptor).unwrap().fence().clone();
         }
@@ -380,7 +381,7 @@ fn check_rings(known: &[Known], mocks: &[Arc<Mock>]) -> Result<(), TestCaseError
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 64 }))]
 
     #[test]
     fn no_operation_starts_before_its_dependencies_and_all_end(
