@@ -48,11 +48,16 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
 
 /// Takes the engine at `address` from its driver, whoever uses it. The error is one line.
 pub async fn unbind(address: Address) -> Result<(), String> {
+    unbind_within(address, CLIENTS_LIMIT).await
+}
+
+/// As [`unbind`], but who uses the engine has only so long to let go of it.
+pub async fn unbind_within(address: Address, limit: Duration) -> Result<(), String> {
     let since = Instant::now();
     let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
     };
-    engines::release(&device, CLIENTS_LIMIT).await?;
+    engines::release(&device, limit).await?;
     tell(address, Step::Draining, since, &Removal::default());
     let quiet = async move {
         device.reached(Phase::Quiet).await;
@@ -64,7 +69,7 @@ pub async fn unbind(address: Address) -> Result<(), String> {
         tell(address, Step::Quiet, since, &removal);
     };
     let quiet = task::spawn("removal", None, quiet);
-    match engines::unbind(address, CLIENTS_LIMIT).await {
+    match engines::unbind(address, limit).await {
         Some(removal) => {
             quiet.await;
             tell(address, Step::Detached, since, &removal);

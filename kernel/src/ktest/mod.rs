@@ -10,6 +10,7 @@ mod cpus;
 mod hotplug;
 mod instructions;
 mod memory;
+mod removal;
 mod services;
 mod tasks;
 
@@ -87,6 +88,7 @@ static SUITES: &[&Suite] = &[
     &hotplug::SUITE,
     &channels::SUITE,
     &costs::SUITE,
+    &removal::SUITE,
 ];
 
 /// The names of all suites.

@@ -136,6 +136,8 @@ struct State {
 /// A channel of a device that is not private.
 struct Member {
     chan: Arc<Chan>,
+    /// Its number in its device.
+    index: usize,
     /// From its first place in a table until its device is removed.
     slot: Option<Number>,
     /// One for each interested client.
@@ -210,14 +212,18 @@ impl Public {
         if device.info().capabilities.contains(Capabilities::PRIVATE) {
             return;
         }
-        let member = |chan: &Arc<Chan>| Member {
+        let member = |(index, chan): (usize, &Arc<Chan>)| Member {
             chan: chan.clone(),
+            index,
             slot: None,
             holds: Vec::new(),
             refused: false,
         };
         let mut state = self.state.lock();
-        state.members.extend(device.chans().iter().map(member));
+        let chans = device.chans().iter().enumerate();
+        state.members.extend(chans.map(member));
+        // The first channels of all devices, then the second ones: few CPUs use many devices.
+        state.members.sort_by_key(|member| member.index);
         drop(state);
         self.changed();
     }
