@@ -100,6 +100,32 @@ fn four_engines_go_and_come_under_dmatest_without_a_failure() {
     }
 }
 
+/// Nobody asks for its removal: the kernel finds out. Its clients go on, on the other engine.
+#[test]
+fn an_engine_that_vanishes_at_its_work_is_removed_and_nothing_is_lost() {
+    let command = "dmatest channel=dma0chan0 iterations=100 threads_per_chan=4";
+    let ended = bench().run(
+        &format!("{command}; dma; audit"),
+        &[("FAULT", "ioat0:allones@50")],
+    );
+    ended.expect_success();
+    hot(&ended, command, "01:00.0", "gone");
+    let line = hot(&ended, command, "01:00.0", "detached");
+    assert_eq!(number(&line, "lost"), 0, "{line}");
+    assert!(number(&line, "inflight") > 0, "{line}");
+    assert_eq!(
+        number(&line, "failed_over") + number(&line, "cpu"),
+        number(&line, "inflight")
+    );
+    let summaries = ended.output_of(command);
+    let summaries = summaries
+        .iter()
+        .filter(|line| line.contains(" summary 100 tests, 0 failures "));
+    assert_eq!(summaries.count(), 4, "{}", ended.all());
+    assert!(ended.output_of("dma").contains(&"dma: devices=1"));
+    audited(&ended);
+}
+
 #[test]
 fn functions_go_and_are_found_again() {
     let commands = "pci remove 01:00.0; pci remove 02:00.0; dma; dmatest iterations=20; \

@@ -138,6 +138,11 @@ impl Engine {
         self.channels.iter().map(of).sum()
     }
 
+    /// Whether it is of no use any more: gone, or cut off from memory because it did not stop.
+    pub fn is_lost(&self) -> bool {
+        !self.device.is_usable()
+    }
+
     /// Waits until the engine is lost: its registers read all ones, or it did not stop when it had
     /// to and was cut off from memory. What its channels had waits for [`Engine::remove`] then, for
     /// at most [`Options::lost_limit`]. `false` where it is removed before. For one task at a time.

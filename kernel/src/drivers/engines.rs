@@ -11,6 +11,7 @@ use hal::pci::{Address, Identity};
 use hal::time::Duration;
 use spin::Mutex;
 
+use super::removal;
 use crate::pci::bus;
 use crate::task;
 
@@ -135,7 +136,19 @@ pub(super) async fn bind(address: Address) -> Result<(), String> {
     };
     let text = engine.to_string();
     log::info!("{}", text.lines().next().unwrap_or_default());
+    let lost = match &engine {
+        Engine::Ioat(engine) => Some(engine.lost()),
+        Engine::Edu(_) => None,
+    };
     ENGINES.lock().insert(address, engine);
+    if let Some(lost) = lost {
+        let watch = async move {
+            if lost.await {
+                removal::lost(address).await;
+            }
+        };
+        task::spawn("engine-watch", None, watch).detach();
+    }
     Ok(())
 }
 
@@ -152,6 +165,15 @@ pub(super) async fn release(device: &DmaDevice, limit: Duration) -> Result<(), S
         Err(error) => Err(alloc::format!(
             "{error}, and this build, without `hotplug`, takes only idle ones away"
         )),
+    }
+}
+
+/// Whether the engine at `address` is of no use any more.
+pub(super) fn is_lost(address: Address) -> bool {
+    match ENGINES.lock().get(&address) {
+        Some(Engine::Ioat(engine)) => engine.is_lost(),
+        Some(Engine::Edu(device)) => device.is_gone(),
+        None => false,
     }
 }
 

@@ -15,6 +15,7 @@ const CLIENTS_LIMIT: Duration = Duration::from_secs(5);
 /// A step of a removal, or of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    Gone,
     Draining,
     Quiet,
     Detached,
@@ -24,6 +25,7 @@ enum Step {
 /// `hot: BB:DD.F STATE t=US refs=N inflight=N failed_over=N cpu=N lost=N`.
 fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
     let state = match step {
+        Step::Gone => "gone",
         Step::Draining => "draining",
         Step::Quiet => "quiet",
         Step::Detached => "detached",
@@ -53,12 +55,28 @@ pub async fn unbind(address: Address) -> Result<(), String> {
 
 /// As [`unbind`], but who uses the engine has only so long to let go of it.
 pub async fn unbind_within(address: Address, limit: Duration) -> Result<(), String> {
+    leave(address, Step::Draining, limit).await
+}
+
+/// Takes the engine at `address` from its driver if it is lost. Nobody can go on with it, so nobody
+/// is waited for: what it had is done elsewhere at once.
+pub(super) async fn lost(address: Address) {
+    // Somebody may have removed it meanwhile, and another stand in its place.
+    if !engines::is_lost(address) {
+        return;
+    }
+    if let Err(error) = leave(address, Step::Gone, Duration::ZERO).await {
+        log::error!("{address}: lost: {error}");
+    }
+}
+
+async fn leave(address: Address, why: Step, limit: Duration) -> Result<(), String> {
     let since = Instant::now();
     let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
     };
     engines::release(&device, limit).await?;
-    tell(address, Step::Draining, since, &Removal::default());
+    tell(address, why, since, &Removal::default());
     let quiet = async move {
         device.reached(Phase::Quiet).await;
         let in_flight = device.channels().map(|chan| chan.in_flight()).sum();
