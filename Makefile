@@ -141,6 +141,7 @@ help:
 	@echo "  CPUS=4 MEM=512M        the machine"
 	@echo "  IOAT=2 CHANNELS=4 CBVER=3.2 (3.3, 3.4) IRQ=msi (msix, intx)"
 	@echo "                         engines, and what each is like"
+	@echo "  NUMA=1                 nodes: CPUs, memory and engines are spread over them"
 	@echo "  EDU=0                  QEMU's educational devices: slow, 28 address lines"
 	@echo "  FAULT=                 'SPEC' or 'ioatN:SPEC' words: engines that misbehave, see"
 	@echo "                         build/ioat-model --help"

@@ -40,6 +40,8 @@ pub mod ktest;
 pub mod logging;
 pub mod mm;
 #[cfg(target_os = "none")]
+pub mod numa;
+#[cfg(target_os = "none")]
 pub mod output;
 #[cfg(target_os = "none")]
 pub mod panic;

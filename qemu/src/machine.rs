@@ -4,6 +4,7 @@
 //! native: by default q35 routes them through ACPI and their registers stay untouched. Guest memory
 //! is a shared memfd, so that engines can map it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -36,6 +37,12 @@ fn option_path(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
+/// What one of `parts` gets of `whole`, as evenly as it goes.
+fn share(whole: u64, part: u32, parts: u32) -> Range<u64> {
+    let start = |part: u32| whole * u64::from(part) / u64::from(parts);
+    start(part)..start(part + 1)
+}
+
 /// All arguments of QEMU; `for_gdb` stops the machine before its first instruction.
 pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
@@ -48,7 +55,10 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         "none",
         "-no-reboot",
     ]);
-    add(&["-machine", "q35,memory-backend=mem"]);
+    match settings.nodes {
+        1 => add(&["-machine", "q35,memory-backend=mem"]),
+        _ => add(&["-machine", "q35"]),
+    }
     match settings.accel {
         // QEMU cannot count across accesses to x2APIC registers: "Bad icount read".
         Accel::Tcg if settings.icount => {
@@ -58,10 +68,37 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
     }
     add(&["-smp", &settings.cpus.to_string(), "-m", &format!("{mem}M")]);
-    add(&[
-        "-object",
-        &format!("memory-backend-memfd,id=mem,size={mem}M,share=on"),
-    ]);
+    let memory =
+        |id: &str, size: u64| format!("memory-backend-memfd,id={id},size={size}M,share=on");
+    match settings.nodes {
+        1 => add(&["-object", &memory("mem", mem)]),
+        nodes => {
+            for node in 0..nodes {
+                let (id, cpus) = (
+                    format!("mem{node}"),
+                    share(settings.cpus.into(), node, nodes),
+                );
+                let size = share(mem, node, nodes);
+                add(&["-object", &memory(&id, size.end - size.start)]);
+                add(&[
+                    "-numa",
+                    &format!(
+                        "node,nodeid={node},memdev={id},cpus={}-{}",
+                        cpus.start,
+                        cpus.end - 1
+                    ),
+                ]);
+            }
+            // What tells the guest a device's node without AML.
+            for engine in 0..settings.engines {
+                let (id, node) = (engine_id(engine), engine % nodes);
+                add(&[
+                    "-object",
+                    &format!("acpi-generic-initiator,id=near{engine},pci-dev={id},node={node}"),
+                ]);
+            }
+        }
+    }
     add(&[
         "-global",
         "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
@@ -177,6 +214,25 @@ mod tests {
             ..Settings::default()
         });
         assert!(counted.contains("-cpu max,-x2apic -icount shift=0"));
+    }
+
+    #[test]
+    fn nodes_share_cpus_memory_and_engines() {
+        let line = line(&Settings {
+            nodes: 3,
+            cpus: 4,
+            mem_mib: 512,
+            ..Settings::default()
+        });
+        for part in [
+            "-machine q35 ",
+            "id=mem0,size=170M,share=on -numa node,nodeid=0,memdev=mem0,cpus=0-0 ",
+            "id=mem1,size=171M,share=on -numa node,nodeid=1,memdev=mem1,cpus=1-1 ",
+            "id=mem2,size=171M,share=on -numa node,nodeid=2,memdev=mem2,cpus=2-3 ",
+            "acpi-generic-initiator,id=near1,pci-dev=ioat1,node=1 ",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Settings {
     pub mem_mib: u64,
     /// `IOAT`: engines, each behind a root port of its own
     pub engines: u32,
+    /// `NUMA`: nodes, over which CPUs, memory and engines are spread
+    pub nodes: u32,
     /// `CHANNELS` of each engine
     pub channels: u32,
     /// `EDU`: QEMU's educational devices, on the root bus
@@ -98,6 +100,7 @@ impl Default for Settings {
             cpus: 4,
             mem_mib: 512,
             engines: 2,
+            nodes: 1,
             channels: 4,
             edu: 0,
             cbver: "3.2".into(),
@@ -131,9 +134,6 @@ impl Settings {
         vars.later("FIRMWARE", "direct", |value| {
             matches!(value, "bios" | "uefi")
         })?;
-        vars.later("NUMA", "1", |value| {
-            value.parse().is_ok_and(|n: u32| (2..=64).contains(&n))
-        })?;
         vars.later("PASSTHROUGH", "", is_pci_address)?;
         let settings = Self {
             cpus: vars.number("CPUS", default.cpus, 1, 255)?,
@@ -141,6 +141,7 @@ impl Settings {
                 .get("MEM")
                 .map_or(Ok(default.mem_mib), |value| memory(&value))?,
             engines: vars.number("IOAT", default.engines, 0, 16)?,
+            nodes: vars.number("NUMA", default.nodes, 1, 64)?,
             channels: vars.number("CHANNELS", default.channels, 1, 8)?,
             edu: vars.number("EDU", default.edu, 0, 16)?,
             cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
@@ -189,6 +190,12 @@ impl Settings {
         }
         if self.icount && self.accel == Accel::Kvm {
             return Err(Failure::usage("ICOUNT=1 needs ACCEL=tcg"));
+        }
+        if self.nodes > self.cpus {
+            return Err(Failure::usage(format!(
+                "NUMA={}: a node without a CPU, of which there are {}",
+                self.nodes, self.cpus
+            )));
         }
         let line = self.command_line().len();
         if line > COMMAND_LINE_LIMIT {
@@ -378,7 +385,7 @@ mod tests {
             ("CMD", "version; cpus"),
             ("APPEND", "loglevel=debug"),
             ("IOMMU", "off"),
-            ("NUMA", "1"),
+            ("NUMA", "2"),
             ("EDU", "1"),
             ("FIRMWARE", "direct"),
         ])
@@ -389,7 +396,7 @@ mod tests {
         );
         assert_eq!((settings.cbver.as_str(), settings.irq), ("3.4", Irq::Intx));
         assert_eq!((settings.accel, settings.verbose), (Accel::Kvm, true));
-        assert_eq!(settings.edu, 1);
+        assert_eq!((settings.edu, settings.nodes), (1, 2));
         assert_eq!(
             settings.command_line(),
             "run=\"version; cpus\" loglevel=debug"
@@ -424,7 +431,9 @@ mod tests {
             ("IOMMU", "maybe"),
             ("FIRMWARE", "bios"),
             ("FIRMWARE", "openfirmware"),
-            ("NUMA", "2"),
+            ("NUMA", "0"),
+            ("NUMA", "5"),
+            ("NUMA", "65"),
             ("NUMA", "x"),
             ("EDU", "17"),
             ("PASSTHROUGH", "00:04.0"),

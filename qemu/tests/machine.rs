@@ -128,6 +128,29 @@ fn everything_is_found_with_16_cpus() {
 }
 
 #[test]
+fn cpus_and_engines_know_their_nodes() {
+    let ended = bench().run("cpus; dma; mem", &[("NUMA", "2"), ("MEM", "1G")]);
+    ended.expect_success();
+    let node = |command: &str, start: &str| {
+        let line = *ended
+            .output_of(command)
+            .iter()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("no {start:?}\n{}", ended.all()));
+        field(line, "node").map(str::to_string)
+    };
+    let nodes = |command, starts: &[&str]| -> Vec<_> {
+        starts.iter().map(|start| node(command, start)).collect()
+    };
+    let expected = ["0", "0", "1", "1"].map(|node| Some(node.to_string()));
+    let cpus = nodes("cpus", &["cpu0 ", "cpu1 ", "cpu2 ", "cpu3 "]);
+    assert_eq!(cpus, expected);
+    assert_eq!(nodes("dma", &["dma0 ", "dma1 "]), expected[1..3]);
+    let total = number(closing_line(&ended, "mem", "mem: total="), "total");
+    assert!(total > 1000 << 10, "the memory of both: {total} KiB");
+}
+
+#[test]
 fn engines_of_every_version_are_known_by_their_names() {
     for (cbver, id) in [
         ("3.2", "8086:2021"),

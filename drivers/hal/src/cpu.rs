@@ -56,6 +56,11 @@ pub fn is_online(cpu: usize) -> bool {
     cpu < possible() && machine().is_online(cpu)
 }
 
+/// The NUMA node of `cpu`, by the numbers that functions have too; `None` where it is not known.
+pub fn node(cpu: usize) -> Option<u32> {
+    machine().node(cpu)
+}
+
 /// Adds to this CPU's counter `counter` (below [`COUNTERS`]): one instruction without a lock
 /// prefix, which an interrupt on this CPU cannot tear. No other CPU writes it.
 #[inline(always)]

@@ -61,6 +61,11 @@ pub trait Machine: Sync {
 
     /// Whether CPU `cpu` is online. Those at or above [`crate::cpu::possible`] never are.
     fn is_online(&self, cpu: usize) -> bool;
+
+    /// The NUMA node of CPU `cpu`; `None` where that is not known.
+    fn node(&self, _cpu: usize) -> Option<u32> {
+        None
+    }
 }
 
 static MACHINE: spin::Once<&'static dyn Machine> = spin::Once::new();

@@ -7,5 +7,6 @@ pub mod bytes;
 pub mod fadt;
 pub mod madt;
 pub mod mcfg;
+pub mod srat;
 #[cfg(target_os = "none")]
 pub mod tables;

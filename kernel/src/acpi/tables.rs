@@ -9,6 +9,7 @@ use spin::Once;
 use super::fadt::{Fadt, s5_sleep_types};
 use super::madt::Madt;
 use super::mcfg::{self, EcamWindow};
+use super::srat::Srat;
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
 
@@ -24,6 +25,8 @@ pub struct Platform {
     pub madt: Option<Madt>,
     /// Windows of configuration space.
     pub ecam: Vec<EcamWindow>,
+    /// What is near to what.
+    pub srat: Srat,
     /// Fixed hardware.
     pub fadt: Fadt,
     /// Sleep types of S5.
@@ -88,6 +91,7 @@ impl Platform {
         match &table.signature() {
             b"APIC" => self.madt = Some(Madt::parse(bytes)),
             b"MCFG" => self.ecam = mcfg::parse(bytes),
+            b"SRAT" => self.srat = Srat::parse(bytes),
             b"FACP" => self.fadt = Fadt::parse(bytes),
             // IA-PC HPET 1.0a, 3.2.4: a generic address at offset 40, of memory.
             b"HPET" if super::bytes::u8_at(bytes, 40) == Some(0) => {

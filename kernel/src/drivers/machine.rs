@@ -13,6 +13,7 @@ use hal::{Machine, RawMemory, TimerId};
 use crate::arch::x86_64::{percpu, smp};
 use crate::mm;
 use crate::mm::frames::FRAMES;
+use crate::numa;
 use crate::task;
 use crate::time::{clock, timers};
 
@@ -70,6 +71,10 @@ impl Machine for Kernel {
 
     fn barrier(&self) -> Result<(), BarrierTimeout> {
         smp::barrier()
+    }
+
+    fn node(&self, cpu: usize) -> Option<u32> {
+        numa::of_cpu(cpu)
     }
 
     fn is_online(&self, cpu: usize) -> bool {

@@ -265,7 +265,7 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
         bars,
         dma: DmaSpace::new(Arc::new(crate::drivers::dma::Direct)),
         interrupts: Interrupts::new(irqs),
-        node: None,
+        node: crate::numa::of_function(address),
     })
 }
 

@@ -174,8 +174,7 @@ impl State {
         let cpu = |number| Cpu {
             number,
             online: cpu::is_online(number),
-            // hal tells no CPU's node.
-            node: None,
+            node: cpu::node(number),
         };
         let cpus: Vec<_> = (0..cpu::possible().min(MAX_CPUS)).map(cpu).collect();
         tables.publish(&cpus, &candidates);

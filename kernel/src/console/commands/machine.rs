@@ -9,7 +9,7 @@ use crate::arch::x86_64::{apic, percpu};
 use crate::cpus as hotplug;
 use crate::mm::{PAGE, frames, heap};
 use crate::time::{clock, timers};
-use crate::{irq, logging, power, task};
+use crate::{irq, logging, numa, power, task};
 
 pub(super) fn version(args: &[String]) -> CommandResult {
     no_arguments(args)?;
@@ -41,8 +41,10 @@ pub(super) fn cpus(args: &[String]) -> CommandResult {
         let (polls, sleeps) = task::activity(cpu.index());
         let up = cpu.online.load(Ordering::Relaxed);
         online += usize::from(up);
+        let node =
+            numa::of_cpu(cpu.index()).map_or_else(String::new, |n| alloc::format!(" node={n}"));
         crate::println!(
-            "cpu{} apic={:#x} {} polls={polls} sleeps={sleeps}",
+            "cpu{} apic={:#x}{node} {} polls={polls} sleeps={sleeps}",
             cpu.index(),
             cpu.apic_id,
             if up { "online" } else { "offline" },
