@@ -40,6 +40,8 @@ fn an_engine_in_use_leaves_and_comes_back() {
                         dmatest channel=dma1chan1 iterations=50; \
                         bind 01:00.0 ioat; \
                         dmatest channel=dma0chan0 iterations=50; \
+                        stop 1; \
+                        dmatest channel=cpu iterations=100; \
                         audit";
         let ended = bench().run(commands, &[("IRQ", irq), ("CPUS", cpus)]);
         ended.expect_success();
