@@ -50,7 +50,8 @@ impl Drain {
         }
     }
 
-    /// Waits for the references, if they were not all put before, at most for `limit`; `poll` moves on what they may wait for.
+    /// Waits for the references, if they were not all put before, at most for `limit`; `poll` moves
+    /// on what they may wait for.
     pub(crate) async fn wait(&mut self, limit: Duration, mut poll: impl FnMut()) -> Drained {
         let begin = Instant::now();
         if self.done || self.slots.is_empty() {
