@@ -39,7 +39,7 @@ impl Plan {
     pub fn short() -> Self {
         Self {
             rounds: 3,
-            repeat: 3,
+            repeat: 2,
             ms: 60,
             pairs: 100_000,
             ..Self::full()
