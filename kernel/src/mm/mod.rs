@@ -10,6 +10,7 @@
 
 #[cfg(target_os = "none")]
 pub mod boot;
+#[cfg(any(test, target_os = "none"))]
 mod cache;
 pub mod frames;
 #[cfg(target_os = "none")]
