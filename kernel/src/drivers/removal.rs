@@ -55,6 +55,9 @@ pub async fn unbind(address: Address) -> Result<(), String> {
 
 /// As [`unbind`], but who uses the engine has only so long to let go of it.
 pub async fn unbind_within(address: Address, limit: Duration) -> Result<(), String> {
+    if let Some(device) = engines::device(address) {
+        engines::release(&device, limit).await?;
+    }
     leave(address, Step::Draining, limit).await
 }
 
@@ -75,7 +78,6 @@ async fn leave(address: Address, why: Step, limit: Duration) -> Result<(), Strin
     let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
     };
-    engines::release(&device, limit).await?;
     tell(address, why, since, &Removal::default());
     let quiet = async move {
         device.reached(Phase::Quiet).await;
