@@ -20,12 +20,20 @@ pub enum Event {
     MmioRead,
     /// A register of a device was written.
     MmioWrite,
+    /// A buffer is mapped for a transfer: taken back when it is unmapped.
+    Transfer,
 }
 
 /// Counts one.
 #[inline(always)]
 pub fn count(event: Event) {
     cpu::local_inc(event as usize);
+}
+
+/// Takes one back, on whatever CPU it was counted.
+#[inline(always)]
+pub fn uncount(event: Event) {
+    cpu::local_dec(event as usize);
 }
 
 /// How many there were on all CPUs since the start.

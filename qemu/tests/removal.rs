@@ -75,7 +75,7 @@ fn four_engines_go_and_come_under_dmatest_without_a_failure() {
             ("IRQ", irq),
             ("IOAT", "4"),
             ("CHANNELS", "2"),
-            ("FAULT", "slow=2000"),
+            ("FAULT", "slow=20000"),
         ];
         let ended = bench().run(&commands, &settings);
         ended.expect_success();

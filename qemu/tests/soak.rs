@@ -59,7 +59,7 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
         ("CPUS", "4"),
         ("IOAT", "4"),
         ("CHANNELS", "2"),
-        ("FAULT", "slow=3000"),
+        ("FAULT", "slow=8000"),
         ("TIMEOUT", "7200"),
     ];
     let mut machine = Bench::new(env!("CARGO_BIN_EXE_longshore-qemu")).start(&settings);

@@ -196,6 +196,9 @@ impl Signaler {
         } = {
             let mut waiters = inner.waiters.lock();
             inner.status.store(encode(result), Ordering::Release);
+            if waiters.wakers.is_empty() && waiters.callbacks.is_empty() {
+                return;
+            }
             mem::take(&mut *waiters)
         };
         for (_, callback) in callbacks {

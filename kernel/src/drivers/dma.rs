@@ -4,37 +4,44 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use hal::dma::{Direction, DmaOps, Extent, MapError, RawMapping};
 
+use crate::events::{self, Event};
+
 /// The address space of a device that no IOMMU confines.
 #[derive(Debug)]
 pub struct Direct;
 
-/// Mappings that exist, by what they are for: kept here, where no driver writes.
-static TRANSFERS: AtomicUsize = AtomicUsize::new(0);
+/// Mappings of coherent memory that exist: kept here, as [`Event::Transfer`] is, where no driver
+/// writes.
 static COHERENT: AtomicUsize = AtomicUsize::new(0);
 
 impl DmaOps for Direct {
     fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError> {
-        let ledger = ledger(direction == Direction::Both);
-        ledger.fetch_add(1, Ordering::Relaxed);
+        let coherent = direction == Direction::Both;
+        if coherent {
+            COHERENT.fetch_add(1, Ordering::Relaxed);
+        } else {
+            events::count(Event::Transfer);
+        }
         Ok(RawMapping {
             segments: smallvec::smallvec![(memory.phys, memory.len)],
-            token: u64::from(direction == Direction::Both),
+            token: u64::from(coherent),
         })
     }
 
     fn unmap(&self, mapping: &RawMapping) {
-        ledger(mapping.token != 0).fetch_sub(1, Ordering::Relaxed);
+        if mapping.token != 0 {
+            COHERENT.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            events::uncount(Event::Transfer);
+        }
     }
-}
-
-fn ledger(coherent: bool) -> &'static AtomicUsize {
-    if coherent { &COHERENT } else { &TRANSFERS }
 }
 
 /// How many mappings of transfers, and of coherent memory such as rings, exist.
 pub fn mappings() -> (usize, usize) {
     (
-        TRANSFERS.load(Ordering::Relaxed),
+        // Counts of one moment may be seen in another order.
+        usize::try_from(events::total(Event::Transfer) as i64).unwrap_or(0),
         COHERENT.load(Ordering::Relaxed),
     )
 }
