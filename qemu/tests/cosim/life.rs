@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
 use dma_fence::FenceError;
-use dmaengine::{Channel, Flags, Memcpy, RequestError, SubmitReason, Submitted, Transaction};
+use dmaengine::{
+    Channel, Client, Flags, Memcpy, RequestError, SubmitReason, Submitted, Transaction,
+};
 use hal::dma::{Destination, Memory, Source};
 use hal::host::block_on;
 use hal::time::Duration;
@@ -54,6 +56,21 @@ fn a_full_ring_refuses_or_waits() {
     }
     channel.issue_pending();
     all.into_iter().for_each(check);
+}
+
+#[test]
+fn s3_8_the_driver_lists_the_clients_of_a_channel() {
+    let driven = Driven::new(EngineConfig::default(), small_ring());
+    let shown = || driven.driver.to_string();
+    let clients: Vec<_> = ["a", "b", "c"]
+        .into_iter()
+        .map(|name| block_on(driven.chan(0).share_for(&Client::new(name))).unwrap())
+        .collect();
+    assert!(shown().contains("clients=a,b,c"), "{}", shown());
+    clients
+        .into_iter()
+        .for_each(|client| block_on(client.release()));
+    assert!(!shown().contains("clients="), "{}", shown());
 }
 
 /// Each operation's end submits the next, and waits until the engine has done that too.

@@ -291,3 +291,19 @@ fn s0_11_a_channel_shows_its_clients_copies_and_bytes() {
         "dma0chan0 clients=0 refs=0 copies=1 bytes=64 errors=0"
     );
 }
+
+#[test]
+fn s3_9_allocation_knows_the_client_it_is_for() {
+    let registry = Registry::new();
+    let (mock, chan) = one(&registry);
+    let first = block_on(chan.share_for(&Client::new("net"))).unwrap();
+    let second = block_on(chan.share_for(&Client::new("disk"))).unwrap();
+    drop((first, second));
+    await_that("the stop", || !chan.is_running());
+    let trace = trace(&mock);
+    let allocated: Vec<_> = trace
+        .iter()
+        .filter(|line| line.starts_with("alloc"))
+        .collect();
+    assert_eq!(allocated, ["alloc net"], "for the first one, once");
+}
