@@ -19,6 +19,8 @@ mod count;
 mod drain;
 mod interest;
 mod offers;
+#[cfg(all(test, feature = "hotplug"))]
+mod races;
 mod refs;
 mod slot;
 mod table;

@@ -5,6 +5,7 @@
 //! [`install_default`] runs by itself at the first use.
 
 use alloc::alloc::{Layout, alloc_zeroed};
+mod probe;
 mod tasks;
 
 use alloc::boxed::Box;
@@ -18,6 +19,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use buddy_system_allocator::FrameAllocator;
+pub use probe::{Moment, probe};
 use smallvec::smallvec;
 use tasks::{Timers, lock};
 
@@ -116,7 +118,7 @@ impl Machine for Host {
         // One process: a sequentially consistent fence orders this thread; threads that the host
         // models as CPUs use sequentially consistent counters below.
         fence(Ordering::SeqCst);
-        Ok(())
+        probe::at(Moment::Barrier)
     }
 
     fn is_online(&self, cpu: usize) -> bool {
@@ -241,6 +243,8 @@ fn longshore_hal_cpu_possible() -> usize {
 #[unsafe(no_mangle)]
 fn longshore_hal_local_add(counter: usize, delta: isize) {
     COUNTER[longshore_hal_cpu_current()][counter].fetch_add(delta, Ordering::SeqCst);
+    // What a probe answers concerns barriers alone.
+    let _ = probe::at(Moment::Count { counter, delta });
 }
 
 #[unsafe(no_mangle)]
