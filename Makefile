@@ -105,9 +105,12 @@ loom: toolchain
 NIGHTLY := nightly-2026-05-20
 MIRI := cargo +$(NIGHTLY) miri test --quiet --target-dir $(TARGET_DIR)/miri
 MIRI_PROPTEST := -Zmiri-env-set=PROPTEST_CASES=8 -Zmiri-env-set=PROPTEST_DISABLE_FAILURE_PERSISTENCE=1
-miri: toolchain
+.PHONY: nightly
+nightly: toolchain
 	@rustup component list --toolchain $(NIGHTLY) --installed 2>/dev/null | grep -q ^miri || \
 	    rustup toolchain install $(NIGHTLY) --profile minimal --component miri --component rust-src
+
+miri: nightly
 	MIRIFLAGS="-Zmiri-strict-provenance" $(MIRI) -p dma-fence -p ioat-spec
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
 	    -p hal -p dmaengine -p edu -p ioat --features hal/host -- --skip dmatest::run
@@ -122,7 +125,19 @@ soak-drain: toolchain
 soak-removal: build
 	LONGSHORE_SOAK=$(SOAK) cargo test --quiet -p longshore-qemu --test soak -- --nocapture
 
-demo iso mutants fuzz:
+# Changes to the code that some test must notice: those that cargo-mutants makes
+# (.cargo/mutants.toml), whose status 3 means that some hung, and those that it cannot
+# (drivers/mutations.txt). Tests built for it are run once each: optimising them takes longer.
+MUTANTS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/longshore/cargo-mutants-27.1.0
+mutants: tools nightly
+	@[ -x $(MUTANTS)/bin/cargo-mutants ] || \
+	    cargo install --quiet --locked --version 27.1.0 --root $(MUTANTS) cargo-mutants
+	@status=0; MUTANTS_NIGHTLY=$(NIGHTLY) $(TARGET_DIR)/release/mutations drivers/mutations.txt $(ONLY) || status=1; \
+	$(if $(ONLY),,CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
+	    $(MUTANTS)/bin/cargo-mutants mutants --jobs 2 --output build $(FILES:%=--file %) || [ $$? = 3 ] || status=1;) \
+	exit $$status
+
+demo iso fuzz:
 	@echo "make $@ is not there yet" >&2; exit 2
 
 help:
@@ -134,7 +149,8 @@ help:
 	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0 HOW=kill|power|allones"
 	@echo "                         to the machine that runs"
 	@echo "make soak                the long tests: soak-drain, soak-removal (SOAK=600 seconds)"
-	@echo "make loom, miri          models of concurrency; the crates that run on the host, under Miri"
+	@echo "make loom, miri, mutants models of concurrency; the crates that run on the host, under Miri;"
+	@echo "                         changes to the code that tests must notice (ONLY=, FILES= choose)"
 	@echo "make check, doc, clean   formatting and lints; documentation; removes what was built"
 	@echo
 	@echo "Variables and their defaults:"
