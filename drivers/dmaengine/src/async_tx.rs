@@ -7,6 +7,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use dma_fence::FenceError;
 use hal::dma::{Destination, Source};
@@ -237,9 +238,12 @@ pub(crate) async fn copy(
     src: Source,
 ) -> Result<Copied, CopyError> {
     let len = dst.len();
+    // Decided once: who is not polled for must interrupt.
+    let polled = AtomicBool::new(false);
     let prep = |channel: &Channel, (dst, src): (Destination, Source)| {
-        let polled = channel.chan().pace.expected(len) <= POLL_LIMIT;
-        let flags = if polled {
+        let short = channel.chan().pace.expected(len) <= POLL_LIMIT;
+        polled.store(short, Ordering::Relaxed);
+        let flags = if short {
             Flags::empty()
         } else {
             Flags::INTERRUPT
@@ -251,7 +255,7 @@ pub(crate) async fn copy(
         let (dst, src) = error.buffers;
         CopyError::Refused(error.reason, dst, src)
     })?;
-    let Finished { buffers, result } = finish(submitted, &via, len).await;
+    let Finished { buffers, result } = finish(submitted, &via, len, polled.into_inner()).await;
     match (result, buffers) {
         (Ok(()), Some((dst, src))) => Ok(Copied { dst, src, via }),
         (Err(_), Some((dst, src))) => by_cpu(registry, dst, src).await,
@@ -305,19 +309,19 @@ async fn attempt<K: Kind>(
     }
 }
 
-/// Waits for an operation of `len` bytes: polls for as long as it may be expected to take; then an
-/// interrupt of its own is asked for, behind it in the ring.
-async fn finish<K: Kind>(submitted: Submitted<K>, via: &DmaChan, len: usize) -> Finished<K> {
-    let chan = &via.inner;
+/// Waits for an operation of `len` bytes. One that is `polled` for is so for as long as it may be
+/// expected to take; then an interrupt of its own is asked for, behind it in the ring.
+async fn finish<K: Kind>(
+    submitted: Submitted<K>,
+    via: &DmaChan,
+    len: usize,
+    polled: bool,
+) -> Finished<K> {
+    let pace = &via.inner.pace;
     let begin = Instant::now();
-    let expected = chan.pace.expected(len);
-    if expected <= POLL_LIMIT {
-        let limit = (expected * 2).max(POLL_LIMIT);
-        while begin.elapsed() < limit && !submitted.fence().is_signalled() {
-            hal::task::yield_now().await;
-            chan.ops.poll();
-        }
-        if !submitted.fence().is_signalled() {
+    if polled {
+        let limit = (pace.expected(len) * 2).max(POLL_LIMIT);
+        if via.poll_for(submitted.fence(), limit).await.is_err() {
             let channel = Channel::unheld(via.clone());
             // Where it is refused, the provider's watchdog looks.
             let interrupt = channel.prep_interrupt(Flags::INTERRUPT);
@@ -327,7 +331,7 @@ async fn finish<K: Kind>(submitted: Submitted<K>, via: &DmaChan, len: usize) -> 
         }
     }
     let finished = submitted.finish().await;
-    chan.pace.learn(len, begin.elapsed());
+    pace.learn(len, begin.elapsed());
     finished
 }
 
