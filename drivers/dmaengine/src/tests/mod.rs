@@ -1,4 +1,4 @@
-//! The layer as a whole, row by row: the numbers in the names are those of the rows they cover.
+//! The layer as a whole, promise by promise: the numbers in the names are those of ../README.md.
 
 mod clients;
 mod removal;
