@@ -203,12 +203,15 @@ fn s1_11_issuing_everything_during_removals_does_no_harm() {
                 registry.issue_pending_all();
             }
         });
-        for _ in 0..20 {
+        let removals = (0..20).map(|_| {
             let device = device(&registry, &[Mock::eager(4), Mock::eager(4)]);
-            let removal = block_on(registry.unregister(&device, LONG));
-            assert_eq!((removal.lost, removal.leaked), (0, 0));
-        }
+            block_on(registry.unregister(&device, LONG))
+        });
+        let harm = removals.filter(|removal| (removal.lost, removal.leaked) != (0, 0));
+        let harm = harm.count();
+        // Before anything is asserted: a failure ends the storm too.
         stop.store(true, Ordering::Relaxed);
+        assert_eq!(harm, 0);
     });
     drop(interest);
 }
@@ -229,20 +232,24 @@ fn s1_11_issuing_everything_starts_what_was_submitted() {
 #[test]
 fn s1_17_s1_18_a_holder_that_leaks_everything_keeps_no_resource_and_delays_to_the_deadline() {
     let registry = Registry::new();
-    let mock = Mock::new(4);
-    let device = device(&registry, &[mock.clone(), Mock::new(4)]);
+    let mocks = [Mock::new(4), Mock::new(4)];
+    let device = device(&registry, &mocks);
     let interest = block_on(registry.get_interest());
-    core::mem::forget(registry.find(Transaction::Memcpy));
-    let held = block_on(registry.channels()[1].request());
-    core::mem::forget(held);
+    let found = registry.find(Transaction::Memcpy).unwrap();
+    let leaked = found.open().unwrap().name().to_owned();
+    core::mem::forget(found);
+    let channels = registry.channels();
+    let other = channels.iter().find(|chan| chan.name() != leaked).unwrap();
+    core::mem::forget(block_on(other.request()).unwrap());
     let begin = Clock::now();
     let removal = block_on(registry.unregister(&device, SHORT));
     assert!(begin.elapsed() < SLACK, "bounded by the deadline");
     assert_eq!(removal.leaked, 1);
-    assert!(removal.revoked <= 1);
-    let state = mock.state.lock();
-    assert_eq!(state.stops, 1, "the remover frees, not the last put");
-    drop(state);
+    assert_eq!(removal.revoked, 1);
+    for mock in &mocks {
+        let state = mock.state.lock();
+        assert_eq!(state.stops, 1, "the remover frees, not the last put");
+    }
     drop(interest);
 }
 
