@@ -101,6 +101,8 @@ struct State {
     clients: Vec<Bound>,
     /// Takes no new clients: its device is leaving.
     leaving: bool,
+    /// Its device is being removed: what it has not finished is for others to do.
+    departing: bool,
     removed: bool,
     phase: Phase,
     /// A task is on its way to the wanted state.
@@ -186,6 +188,14 @@ impl Life {
     /// Takes no new clients from now on, or does so again.
     pub(crate) fn set_leaving(&self, leaving: bool) {
         self.state.lock().leaving = leaving;
+    }
+
+    /// Its device is being removed: takes no new clients, and keeps what it has not finished when it
+    /// stops, whoever makes it stop.
+    pub(crate) fn depart(&self) {
+        let mut state = self.state.lock();
+        state.leaving = true;
+        state.departing = true;
     }
 
     /// Waits until nobody would lose it, at most until `deadline`.
@@ -412,13 +422,13 @@ async fn take(chan: &Arc<Chan>, step: Step) {
         }
         Step::Stop => {
             chan.ops.stop().await;
-            let removed = {
+            let departing = {
                 let mut state = life.state.lock();
                 state.phase = Phase::Stopped;
-                state.removed
+                state.departing
             };
             let reclaimed = chan.ops.reclaim();
-            if removed {
+            if departing {
                 chan.unfinished.lock().extend(reclaimed);
                 return;
             }

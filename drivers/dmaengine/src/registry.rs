@@ -252,7 +252,7 @@ impl Registry {
         device.enter(Phase::Draining);
         let chans = device.chans();
         for chan in chans {
-            chan.life.set_leaving(true);
+            chan.life.depart();
             chan.notice.give(deadline);
         }
         let poll = || chans.iter().for_each(|chan| chan.ops.poll());

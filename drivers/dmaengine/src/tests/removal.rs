@@ -158,6 +158,22 @@ fn s1_12_a_release_lets_the_removal_go_on() {
     assert!(begin.elapsed() < SLACK, "it did not wait for the deadline");
 }
 
+#[test]
+fn s1_12_what_is_in_flight_when_a_holder_lets_go_of_a_leaving_device_is_not_terminated() {
+    let registry = Registry::new();
+    let device = device(&registry, &[Mock::new(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let submitted = copy(&channel, 64);
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| block_on(registry.unregister(&device, LONG)));
+        block_on(channel.removed());
+        block_on(channel.release());
+        let removal = removal.join().unwrap();
+        assert_eq!((removal.by_cpu, removal.lost), (1, 0));
+    });
+    assert_eq!(block_on(submitted.finish()).result, Ok(()));
+}
+
 #[cfg(feature = "hotplug")]
 #[test]
 fn s1_10_references_are_awaited_before_anything_is_freed() {
