@@ -69,7 +69,8 @@ fn four_engines_go_and_come_under_dmatest_without_a_failure() {
         for engine in [1, 2, 3, 4, 1] {
             commands += &format!("{wait}pci remove 0{engine}:00.0; {wait}pci rescan; ");
         }
-        commands += "dma; stop 1; dmatest channel=cpu iterations=1000; audit";
+        // Rings are worked off in order: behind these tests, those that were stopped have ended.
+        commands += "dma; stop 1; dmatest iterations=3; audit";
         let settings = [
             ("CPUS", cpus),
             ("IRQ", irq),
@@ -94,7 +95,7 @@ fn four_engines_go_and_come_under_dmatest_without_a_failure() {
             .lines()
             .filter(|line| line.starts_with("dmatest: dma") && line.contains(" summary "))
             .collect();
-        assert_eq!(summaries.len(), 32, "{all}");
+        assert_eq!(summaries.len(), 32 + 8, "{all}");
         for line in summaries {
             assert!(line.contains(", 0 failures "), "{line}");
         }
