@@ -251,10 +251,7 @@ pub(crate) async fn copy(
         channel.prep_memcpy(dst, src, flags)
     };
     let sent = send::<Memcpy>(registry, preferred, (dst, src), &prep).await;
-    let Sent { submitted, via } = sent.map_err(|error| {
-        let (dst, src) = error.buffers;
-        CopyError::Refused(error.reason, dst, src)
-    })?;
+    let Sent { submitted, via } = sent.map_err(refused)?;
     let Finished { buffers, result } = finish(submitted, &via, len, polled.into_inner()).await;
     match (result, buffers) {
         (Ok(()), Some((dst, src))) => Ok(Copied { dst, src, via }),
@@ -336,19 +333,12 @@ async fn finish<K: Kind>(
 }
 
 async fn by_cpu(registry: &Registry, dst: Destination, src: Source) -> Result<Copied, CopyError> {
-    let via = registry.cpu();
-    let channel = Channel::unheld(via.clone());
-    let descriptor = channel
-        .prep_memcpy(dst, src, Flags::empty())
-        .map_err(|error| {
-            let (dst, src) = error.buffers;
-            CopyError::Refused(error.reason, dst, src)
-        })?;
-    let submitted = channel.submit_wait(descriptor).await.map_err(|error| {
-        let (dst, src) = error.descriptor.into_buffers();
-        CopyError::Refused(PrepReason::Gone, dst, src)
-    })?;
-    channel.issue_pending();
+    let prep = |channel: &Channel, (dst, src): (Destination, Source)| {
+        channel.prep_memcpy(dst, src, Flags::empty())
+    };
+    let cpu = Channel::unheld(registry.cpu());
+    let sent = attempt::<Memcpy>(&cpu, (dst, src), &prep).await;
+    let Sent { submitted, via } = sent.map_err(refused)?;
     match submitted.finish().await {
         Finished {
             buffers: Some((dst, src)),
@@ -358,6 +348,11 @@ async fn by_cpu(registry: &Registry, dst: Destination, src: Source) -> Result<Co
             result.err().unwrap_or(FenceError::Abandoned),
         )),
     }
+}
+
+fn refused(error: PrepError<Memcpy>) -> CopyError {
+    let (dst, src) = error.buffers;
+    CopyError::Refused(error.reason, dst, src)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::bytes::{u8_at, u16_at, u32_at};
+use super::bytes::{entries, u8_at, u16_at, u32_at};
 
 /// How an interrupt line signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +69,8 @@ impl Madt {
             has_8259: u32_at(table, 40).unwrap_or(1) & 1 != 0,
             ..Self::default()
         };
-        let mut rest = table.get(HEADER..).unwrap_or_default();
-        while let (Some(kind), Some(len)) = (u8_at(rest, 0), u8_at(rest, 1)) {
-            let len = usize::from(len);
-            if len < 2 || len > rest.len() {
-                break;
-            }
-            let (entry, after) = rest.split_at(len);
+        for (kind, entry) in entries(table.get(HEADER..).unwrap_or_default()) {
             madt.entry(kind, entry);
-            rest = after;
         }
         madt
     }

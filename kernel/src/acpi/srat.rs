@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use hal::pci::Address;
 
-use super::bytes::{u8_at, u16_at, u32_at, u64_at};
+use super::bytes::{entries, u8_at, u16_at, u32_at, u64_at};
 
 /// Memory of one domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +39,8 @@ impl Srat {
         let mut srat = Self::default();
         // Revision 1 has domains of 8 bits, and leaves undefined where later ones have the rest.
         let wide = u8_at(table, 8).is_some_and(|revision| revision >= 2);
-        let mut rest = table.get(HEADER..).unwrap_or_default();
-        while let (Some(kind), Some(len)) = (u8_at(rest, 0), u8_at(rest, 1)) {
-            let len = usize::from(len);
-            if len < 2 || len > rest.len() {
-                break;
-            }
-            let (entry, after) = rest.split_at(len);
+        for (kind, entry) in entries(table.get(HEADER..).unwrap_or_default()) {
             srat.entry(kind, entry, wide);
-            rest = after;
         }
         srat
     }
