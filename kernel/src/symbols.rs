@@ -24,28 +24,30 @@ impl<'t> Symbols<'t> {
         (u32_at(table, 0)? == MAGIC && fits).then_some(Self { table, base, count })
     }
 
+    /// Where a function starts, counted from the base, and its name.
     fn entry(&self, index: usize) -> Option<(u64, &'t str)> {
         let at = 8 + 8 * index;
-        let address = self.base + u64::from(u32_at(self.table, at)?);
+        let start = u64::from(u32_at(self.table, at)?);
         let name_at = u32_at(self.table, at + 4)? as usize;
         let len = usize::from(u16_at(self.table, name_at)?);
         let name = self.table.get(name_at + 2..)?.get(..len)?;
-        Some((address, core::str::from_utf8(name).ok()?))
+        Some((start, core::str::from_utf8(name).ok()?))
     }
 
     /// The function that covers `address`, and how far into it the address is.
     pub fn find(&self, address: u64) -> Option<(&'t str, u64)> {
+        let offset = address.checked_sub(self.base)?;
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.entry(middle)?.0 <= address {
+            if self.entry(middle)?.0 <= offset {
                 low = middle + 1
             } else {
                 high = middle
             }
         }
         let (start, name) = self.entry(low.checked_sub(1)?)?;
-        Some((name, address - start))
+        Some((name, offset - start))
     }
 }
 
@@ -95,6 +97,20 @@ mod tests {
         assert_eq!(symbols.find(0x1100), Some(("middle", 0)));
         assert_eq!(symbols.find(0x9999), Some(("end", 0x9999 - 0x1180)));
         assert_eq!(symbols.find(0xfff), None);
+    }
+
+    #[test]
+    fn any_address_may_be_asked_for() {
+        // As the image has it: the boot code lies 2 GiB beyond the base, around the end.
+        let table = table(&[(0, "first"), (0x100, "last"), (0x8000_0000, "boot")]);
+        let base = 0xffff_ffff_8010_0000;
+        let symbols = Symbols::new(&table, base).unwrap();
+        assert_eq!(symbols.find(base + 0x80), Some(("first", 0x80)));
+        assert_eq!(
+            symbols.find(u64::MAX),
+            Some(("last", u64::MAX - base - 0x100))
+        );
+        assert_eq!(symbols.find(0), None);
     }
 
     #[test]
