@@ -97,7 +97,7 @@ clean:
 # is known to be found. The tests that are no models cannot run in this build.
 loom: toolchain
 	LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --quiet --target-dir $(TARGET_DIR)/loom \
-	    -p dma-fence -p dmaengine --lib models::
+	    -p dma-fence -p dmaengine -p ioat --lib models::
 
 # Miri: undefined behaviour and data races, in what runs on the host. The host's threads end with
 # the process, and what they hold then is no leak. dmatest's runs are left out: they look at

@@ -1,10 +1,10 @@
 //! A channel: submitting, the doorbell, retiring.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::mem;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dma_fence::{Context, Fence, FenceError};
@@ -20,6 +20,7 @@ use spin::Mutex;
 use crate::device::Device;
 use crate::error::ResetError;
 use crate::hardware;
+use crate::queue::{Queue, Refusal, Scope};
 use crate::regs::Regs;
 use crate::ring::Ring;
 use crate::service::{self, Fault, Requests};
@@ -31,12 +32,7 @@ pub(crate) struct Chan {
     pub(crate) device: Arc<Device>,
     pub(crate) index: usize,
     pub(crate) regs: Regs,
-    pub(crate) producer: Mutex<Producer>,
-    pub(crate) cleaner: Mutex<Cleaner>,
-    /// The oldest slot in flight. Written under the cleaner's lock.
-    tail: AtomicU64,
-    /// The first slot that the doorbell has not announced. Written under the producer's lock.
-    issued: AtomicU64,
+    queue: Queue<Ring, InFlight>,
     pub(crate) requests: Requests,
     /// This channel's own interrupt while the channel is stopped; its task has it meanwhile.
     pub(crate) line: Mutex<Option<IrqLine>>,
@@ -54,36 +50,8 @@ pub(crate) struct Chan {
     pub(crate) recoveries: AtomicU64,
 }
 
-/// What submitting needs.
-#[derive(Default)]
-pub(crate) struct Producer {
-    ring: Option<Arc<Ring>>,
-    /// The next slot to write.
-    head: u64,
-    /// The slot at which CHAINADDR was set last: DMACOUNT counts from there.
-    base: u64,
-    /// The engine listens to the doorbell. While it does not, slots are written all the same.
-    live: bool,
-    /// The first slot that no doorbell had announced when the engine was silenced.
-    announced: u64,
-}
-
-/// What retiring needs.
-#[derive(Default)]
-pub(crate) struct Cleaner {
-    ring: Option<Arc<Ring>>,
-    in_flight: VecDeque<InFlight>,
-    /// The completion word as it was last looked at.
-    last: u64,
-    /// Somebody completes operations, outside the lock. Others leave it to them, so that
-    /// completions keep their order.
-    delivering: bool,
-}
-
 /// An operation in the ring, with what the engine reaches for it.
 pub(crate) struct InFlight {
-    /// The slot after its last.
-    end: u64,
     // Before the operation: where both are dropped, the engine loses its access first.
     mapped: Mapped,
     operation: Operation,
@@ -94,19 +62,6 @@ enum Mapped {
     Copy { src: Mapping, dst: Mapping },
     Fill { dst: Mapping, pattern: u64 },
     Null,
-}
-
-/// Which operations are taken out of a stopped ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// None.
-    None,
-    /// The oldest.
-    First,
-    /// Those that were announced.
-    Issued,
-    /// All.
-    All,
 }
 
 impl InFlight {
@@ -186,10 +141,7 @@ impl Chan {
             regs: device.regs(index),
             device,
             index,
-            producer: Mutex::default(),
-            cleaner: Mutex::default(),
-            tail: AtomicU64::new(0),
-            issued: AtomicU64::new(0),
+            queue: Queue::new(),
             requests: Requests::default(),
             line: Mutex::new(line),
             unfinished: Mutex::default(),
@@ -204,11 +156,11 @@ impl Chan {
     }
 
     pub(crate) fn tail(&self) -> u64 {
-        self.tail.load(Ordering::Acquire)
+        self.queue.tail()
     }
 
     pub(crate) fn issued(&self) -> u64 {
-        self.issued.load(Ordering::Acquire)
+        self.queue.issued()
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -231,147 +183,72 @@ impl Chan {
     /// Completes what the engine has finished, on the caller's stack: a ring's worth at most, so
     /// that an engine that is fed meanwhile keeps nobody here. What is left then is the task's.
     pub(crate) fn retire(&self) {
-        let mut budget = self.device.options.slots();
-        let mut mine = false;
-        while budget > 0 {
-            let done = {
-                let mut cleaner = self.cleaner.lock();
-                if cleaner.delivering && !mine {
-                    return;
-                }
-                let done = self.next_done(&mut cleaner);
-                mine = done.is_some();
-                cleaner.delivering = mine;
-                done
-            };
-            match done {
-                Some(in_flight) => in_flight.finish(Ok(())),
-                None => return,
-            }
-            budget -= 1;
+        let budget = self.device.options.slots();
+        let look = |ring: &Ring, seen: &mut u64, given| self.look(ring, seen, given);
+        if self
+            .queue
+            .complete(budget, look, |entry| entry.finish(Ok(())))
+        {
+            self.requests.look();
         }
-        self.cleaner.lock().delivering = false;
-        self.requests.look();
     }
 
-    /// Takes the oldest operation out of the ring if the engine is done with it.
-    fn next_done(&self, cleaner: &mut Cleaner) -> Option<InFlight> {
-        if !self.is_done(cleaner)? {
-            return None;
-        }
-        let front = cleaner.in_flight.pop_front()?;
-        self.tail.store(front.end, Ordering::Release);
-        Some(front)
-    }
-
-    /// Whether the completion word has passed the oldest operation; `None` where there is none.
-    fn is_done(&self, cleaner: &mut Cleaner) -> Option<bool> {
-        let ring = cleaner.ring.as_ref()?;
+    /// Up to which of the slots that it was `given` the engine is done, by its completion word.
+    fn look(&self, ring: &Ring, seen: &mut u64, given: Range<u64>) -> u64 {
         let word = ring.completion();
-        let (tail, address) = (self.tail(), word.address());
-        let fresh = word.0 != cleaner.last;
-        cleaner.last = word.0;
+        let address = word.address();
+        let fresh = mem::replace(seen, word.0) != word.0;
         if fresh && word.state() == Some(State::Halted) {
             self.requests.fault(Fault::Halted);
         }
         // 0: nothing is done since CHAINADDR. The slot before the tail: nothing new is.
-        if address == 0 || address == ring.address(tail - 1) {
-            return None;
+        if address == 0 || address == ring.address(given.start - 1) {
+            return given.start;
         }
-        let Some(done) = ring.position(address, tail, self.issued()) else {
-            if fresh {
-                self.requests.fault(Fault::Foreign);
+        match ring.position(address, given.clone()) {
+            Some(slot) => slot + 1,
+            None => {
+                if fresh {
+                    self.requests.fault(Fault::Foreign);
+                }
+                given.start
             }
-            return None;
-        };
-        Some(cleaner.in_flight.front()?.end <= done + 1)
+        }
     }
 
     /// Lets the doorbell be silent while the engine is stopped.
     pub(crate) fn silence(&self) {
-        let mut producer = self.producer.lock();
-        if mem::replace(&mut producer.live, false) {
-            producer.announced = self.issued();
-        }
+        self.queue.silence();
     }
 
-    /// Takes operations out of a ring whose engine is stopped, and the right to complete before
-    /// all others, which [`Chan::delivered`] gives back. `None` while somebody else completes, or
-    /// something is left to be completed.
-    ///
-    /// A ring that is `closing` takes nothing any more from the same moment on, so that nothing is
-    /// left behind in it.
+    /// Takes operations out of a ring whose engine is stopped; see [`Queue::take`].
     pub(crate) fn take(&self, scope: Scope, closing: bool) -> Option<Vec<InFlight>> {
-        let mut producer = self.producer.lock();
-        let mut cleaner = self.cleaner.lock();
-        if cleaner.delivering || self.is_done(&mut cleaner) == Some(true) {
-            return None;
-        }
-        cleaner.delivering = true;
-        if scope == Scope::All {
-            self.issued.store(producer.head, Ordering::Release);
-        }
-        // What was issued while the engine was silent is no business of its fault.
-        let end = match scope {
-            Scope::All => producer.head,
-            Scope::None => 0,
-            Scope::First | Scope::Issued => producer.announced,
-        };
-        let reached = cleaner
-            .in_flight
-            .iter()
-            .take_while(|entry| entry.end <= end)
-            .count();
-        let count = if scope == Scope::First {
-            reached.min(1)
-        } else {
-            reached
-        };
-        if closing {
-            producer.ring = None;
-        }
-        let taken: Vec<_> = cleaner.in_flight.drain(..count).collect();
-        if let Some(last) = taken.last() {
-            self.tail.store(last.end, Ordering::Release);
-        }
-        Some(taken)
+        let look = |ring: &Ring, seen: &mut u64, given| self.look(ring, seen, given);
+        self.queue.take(scope, closing, look)
     }
 
     /// Lets others complete again.
     pub(crate) fn delivered(&self) {
-        self.cleaner.lock().delivering = false;
+        self.queue.delivered();
         self.retire();
     }
 
     /// Sets an engine that was reset or suspended to work again, on what is left in the ring.
     pub(crate) fn restart(&self) {
-        let mut producer = self.producer.lock();
-        let mut cleaner = self.cleaner.lock();
-        let Some(ring) = producer.ring.clone() else {
-            return;
-        };
-        ring.clear_completion();
-        cleaner.last = 0;
-        let (tail, issued) = (self.tail(), self.issued());
-        producer.base = tail;
-        hardware::run(&self.regs, &ring, tail);
-        if issued > tail {
-            self.regs.doorbell(issued - tail);
-        }
-        producer.live = true;
+        self.queue.restart(|ring, tail, issued| {
+            ring.clear_completion();
+            hardware::run(&self.regs, ring, tail);
+            if issued > 0 {
+                self.regs.doorbell(issued);
+            }
+        });
     }
 
     /// Gives up the ring, of an engine that is stopped for good. Nothing enters any more.
     pub(crate) fn free_ring(&self) {
-        let rings = {
-            let mut producer = self.producer.lock();
-            let mut cleaner = self.cleaner.lock();
-            producer.live = false;
-            (producer.ring.take(), cleaner.ring.take())
-        };
+        self.queue.close();
         self.running.store(false, Ordering::Relaxed);
         self.awake.store(false, Ordering::Relaxed);
-        drop(rings);
     }
 
     /// Keeps an operation for [`ChannelOps::reclaim`].
@@ -407,24 +284,9 @@ impl Chan {
             reset(device, &self.regs).await?;
             return Err(StartError::NotReady { status, errors });
         }
-        let ring = Arc::new(ring);
         // Slot 0 held the descriptor of the start.
-        self.tail.store(1, Ordering::Release);
-        self.issued.store(1, Ordering::Release);
-        let cleaner = Cleaner {
-            last: ring.completion().0,
-            ring: Some(ring.clone()),
-            ..Cleaner::default()
-        };
-        // The one before is dropped outside the lock.
-        drop(mem::replace(&mut *self.cleaner.lock(), cleaner));
-        *self.producer.lock() = Producer {
-            ring: Some(ring),
-            head: 1,
-            base: 0,
-            live: true,
-            announced: 1,
-        };
+        let seen = ring.completion().0;
+        self.queue.open(Arc::new(ring), 1, seen);
         self.running.store(true, Ordering::Relaxed);
         if let Some(this) = self.this.upgrade() {
             self.requests.open();
@@ -491,49 +353,38 @@ impl ChannelOps for Chan {
             let reason = SubmitReason::Map(MapError::Exhausted);
             return Err(Rejected::new(operation, reason));
         }
-        let mut producer = self.producer.lock();
-        let Producer { ring, head, .. } = &mut *producer;
-        let Some(ring) = ring.as_ref().filter(|_| device.is_usable()) else {
+        if !device.is_usable() {
             return Err(Rejected::new(operation, SubmitReason::Gone));
-        };
-        if count > ring.capacity() {
-            return Err(Rejected::new(operation, SubmitReason::TooLarge));
         }
-        // The tail only moves on: there is at least this much room.
-        if *head - self.tail() + count > ring.capacity() {
-            return Err(Rejected::new(operation, SubmitReason::Full));
-        }
+        let flags = operation.flags();
         let mut control = Control::COMPLETION;
-        control.set(
-            Control::INT_EN,
-            operation.flags().contains(Flags::INTERRUPT),
-        );
-        control.set(Control::FENCE, operation.flags().contains(Flags::FENCE));
-        mapped.write(ring, *head, count, limit, control);
-        *head += count;
-        let entry = InFlight {
-            end: *head,
-            operation,
-            mapped,
+        control.set(Control::INT_EN, flags.contains(Flags::INTERRUPT));
+        control.set(Control::FENCE, flags.contains(Flags::FENCE));
+        let entry = InFlight { mapped, operation };
+        let write = |ring: &Ring, first, entry: &InFlight| {
+            entry.mapped.write(ring, first, count, limit, control);
         };
-        self.cleaner.lock().in_flight.push_back(entry);
-        Ok(())
+        self.queue
+            .push(count, entry, write)
+            .map_err(|(entry, refusal)| {
+                let reason = match refusal {
+                    Refusal::Closed => SubmitReason::Gone,
+                    Refusal::TooLarge => SubmitReason::TooLarge,
+                    Refusal::Full => SubmitReason::Full,
+                };
+                Rejected::new(entry.into_operation(), reason)
+            })
     }
 
     fn issue_pending(&self) {
-        {
-            let producer = self.producer.lock();
-            if self.issued() == producer.head {
-                return;
-            }
-            self.issued.store(producer.head, Ordering::Release);
-            if producer.live {
-                // The register write orders the descriptors before itself.
-                self.regs.doorbell(producer.head - producer.base);
-                self.doorbells.fetch_add(1, Ordering::Relaxed);
-            }
+        let issued = self.queue.issue(|slots| {
+            // The register write orders the descriptors before itself.
+            self.regs.doorbell(slots);
+            self.doorbells.fetch_add(1, Ordering::Relaxed);
+        });
+        if issued {
+            self.requests.watch();
         }
-        self.requests.watch();
     }
 
     fn poll(&self) {

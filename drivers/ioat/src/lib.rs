@@ -10,7 +10,8 @@
 //! | `presence` | whether it is there and of use |
 //! | `regs` | one channel's registers, silent once the engine is gone |
 //! | `hardware` | suspend, reset, start: every wait bounded |
-//! | `ring` | descriptor memory: who owns each slot, where the barrier is |
+//! | `ring` | descriptor memory and the completion word |
+//! | `queue` | what is in the ring, from who submits to who completes: indices, locks, order |
 //! | `split` | cutting an operation into descriptors |
 //! | `chan` | submitting, the doorbell, retiring |
 //! | `service` | a channel's task: interrupts, watchdog, recovery |
@@ -35,6 +36,7 @@ mod hardware;
 mod options;
 mod presence;
 mod probe;
+mod queue;
 mod regs;
 mod ring;
 mod service;

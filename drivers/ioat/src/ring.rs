@@ -9,11 +9,14 @@
 //! register write, orders all earlier writes before itself. Reading the completion word acquires:
 //! what the engine wrote before it is seen after it.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use hal::dma::{Coherent, CoherentError, DmaSpace};
 use ioat_spec::descriptor::{LEN, WORDS, offset};
 use ioat_spec::{ChanSts, Descriptor};
+
+use crate::queue::Slots;
 
 pub(crate) struct Ring {
     /// The slots, then the completion word.
@@ -26,11 +29,6 @@ impl Ring {
     pub(crate) fn new(space: &DmaSpace, slots: u64) -> Result<Self, CoherentError> {
         let memory = space.coherent((slots as usize + 1) * LEN, LEN)?;
         Ok(Self { memory, slots })
-    }
-
-    /// How many slots can be in use.
-    pub(crate) fn capacity(&self) -> u64 {
-        self.slots - 1
     }
 
     /// Where the engine sees slot `n`.
@@ -68,17 +66,23 @@ impl Ring {
         self.memory.store64(offset, 0, Ordering::Release);
     }
 
-    /// Which slot from `tail` to `end` without it the engine means by `address`; `None` where it
-    /// means none of them.
-    pub(crate) fn position(&self, address: u64, tail: u64, end: u64) -> Option<u64> {
+    /// Which of the slots that it was `given` the engine means by `address`; `None` where it means
+    /// none of them.
+    pub(crate) fn position(&self, address: u64, given: Range<u64>) -> Option<u64> {
         let distance = address.checked_sub(self.memory.addr().bits())?;
         let slot = distance / LEN as u64;
         if !distance.is_multiple_of(LEN as u64) || slot >= self.slots {
             return None;
         }
         // The first count at or after the tail that lies at this slot.
-        let n = tail + (slot.wrapping_sub(tail) & (self.slots - 1));
-        (n < end).then_some(n)
+        let n = given.start + (slot.wrapping_sub(given.start) & (self.slots - 1));
+        (n < given.end).then_some(n)
+    }
+}
+
+impl Slots for Ring {
+    fn capacity(&self) -> u64 {
+        self.slots - 1
     }
 }
 
@@ -133,15 +137,15 @@ mod tests {
         let ring = ring(8);
         let base = ring.address(0);
         for address in [0, base - 64, base + 1, base + 32, base + 8 * 64, !63] {
-            assert_eq!(ring.position(address, 0, 7), None, "{address:#x}");
+            assert_eq!(ring.position(address, 0..7), None, "{address:#x}");
         }
         assert_eq!(
-            ring.position(ring.address(5), 6, 9),
+            ring.position(ring.address(5), 6..9),
             None,
             "completed before"
         );
         assert_eq!(
-            ring.position(ring.address(10), 6, 9),
+            ring.position(ring.address(10), 6..9),
             None,
             "not issued yet"
         );
@@ -153,7 +157,7 @@ mod tests {
             let ring = ring(8);
             let n = tail + at;
             let expected = (at < used).then_some(n);
-            prop_assert_eq!(ring.position(ring.address(n), tail, tail + used), expected);
+            prop_assert_eq!(ring.position(ring.address(n), tail..tail + used), expected);
         }
     }
 }

@@ -16,9 +16,10 @@ use hal::time::{Duration, Instant, sleep_until};
 use ioat_spec::State;
 use spin::Mutex;
 
-use crate::chan::{Chan, InFlight, Scope};
+use crate::chan::{Chan, InFlight};
 use crate::error::ResetError;
 use crate::hardware;
+use crate::queue::Scope;
 
 /// How often the watchdog looks at the memory of an engine that has work, for completions whose
 /// interrupt was lost.
