@@ -443,6 +443,16 @@ impl Coherent {
         self.word64(offset).store(value.to_le(), order);
     }
 
+    /// Writes words of eight bytes in a row.
+    ///
+    /// # Panics
+    /// As [`Coherent::load64`].
+    pub fn store64s(&self, offset: usize, values: &[u64], order: Ordering) {
+        for (word, value) in self.words64(offset, values.len()).iter().zip(values) {
+            word.store(value.to_le(), order);
+        }
+    }
+
     /// Reads four bytes.
     ///
     /// # Panics
@@ -460,22 +470,30 @@ impl Coherent {
     }
 
     fn word64(&self, offset: usize) -> &AtomicU64 {
-        self.check(offset, 8);
+        &self.words64(offset, 1)[0]
+    }
+
+    fn words64(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        self.check(offset, 8, count);
         // SAFETY: inside the memory and aligned (checked; pages are aligned to more); all access,
-        // the device's included, is in words that hardware keeps whole; it lives as long as `self`.
-        unsafe { AtomicU64::from_ptr(self.memory.raw.ptr.as_ptr().add(offset).cast()) }
+        // the device's included, is in words that hardware keeps whole; they live as long as `self`.
+        unsafe {
+            let first = self.memory.raw.ptr.as_ptr().add(offset).cast();
+            core::slice::from_raw_parts(first, count)
+        }
     }
 
     fn word32(&self, offset: usize) -> &AtomicU32 {
-        self.check(offset, 4);
-        // SAFETY: as in `word64`.
+        self.check(offset, 4, 1);
+        // SAFETY: as in `words64`.
         unsafe { AtomicU32::from_ptr(self.memory.raw.ptr.as_ptr().add(offset).cast()) }
     }
 
     #[inline]
-    fn check(&self, offset: usize, bytes: usize) {
+    fn check(&self, offset: usize, bytes: usize, count: usize) {
+        let room = self.memory.len.saturating_sub(offset) / bytes;
         assert!(
-            offset.is_multiple_of(bytes) && offset + bytes <= self.memory.len,
+            offset.is_multiple_of(bytes) && count <= room,
             "coherent access at {offset:#x}"
         );
     }
@@ -549,5 +567,14 @@ mod tests {
         let mut bytes = [0; 8];
         host::bus_read(coherent.addr().bits() + 64, &mut bytes).unwrap();
         assert_eq!(u64::from_le_bytes(bytes), 0x1122_3344_5566_7788);
+        coherent.store64s(112, &[1, 2], Ordering::Relaxed);
+        assert_eq!(coherent.load64(120, Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "coherent access at 0x78")]
+    fn coherent_words_end_with_the_memory() {
+        let coherent = host::direct_space().coherent(128, 64).unwrap();
+        coherent.store64s(120, &[1, 2], Ordering::Relaxed);
     }
 }

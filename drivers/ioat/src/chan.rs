@@ -24,7 +24,7 @@ use crate::queue::{Queue, Refusal, Scope};
 use crate::regs::Regs;
 use crate::ring::Ring;
 use crate::service::{self, Fault, Requests};
-use crate::split;
+use crate::split::{self, Chunk};
 
 /// A channel of an engine. The ring exists from start to stop.
 pub(crate) struct Chan {
@@ -95,43 +95,58 @@ impl Mapped {
         })
     }
 
-    /// Descriptors that it takes, and bytes that they move.
-    fn measure(&self, limit: usize) -> (u64, usize) {
+    /// Writes the descriptors for it, `len` bytes in all, into the free slots, the last with
+    /// `control`. How many they are, of which those are written that find a slot; `None` where
+    /// less than `len` bytes are mapped.
+    fn write(
+        &self,
+        ring: &Ring,
+        free: Range<u64>,
+        len: usize,
+        limit: usize,
+        control: Control,
+    ) -> Option<u64> {
         match self {
             Self::Copy { src, dst } => {
-                split::measure(split::copy(src.segments(), dst.segments(), limit))
-            }
-            Self::Fill { dst, .. } => split::measure(split::fill(dst.segments(), limit)),
-            Self::Null => (1, 0),
-        }
-    }
-
-    /// Writes the `count` descriptors from slot `first` on, the last with `control`.
-    fn write(&self, ring: &Ring, first: u64, count: u64, limit: usize, control: Control) {
-        let last = first + count - 1;
-        let control_of = |n| if n == last { control } else { Control::empty() };
-        match self {
-            Self::Copy { src, dst } => {
-                for (n, chunk) in
-                    (first..=last).zip(split::copy(src.segments(), dst.segments(), limit))
-                {
-                    let control = control_of(n);
-                    let descriptor = Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0);
-                    ring.write(n, descriptor);
-                }
+                let chunks = split::copy(src.segments(), dst.segments(), limit);
+                write(ring, free, len, chunks, control, |control, chunk| {
+                    Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0)
+                })
             }
             Self::Fill { dst, pattern } => {
-                for (n, chunk) in (first..=last).zip(split::fill(dst.segments(), limit)) {
-                    let control = control_of(n);
-                    ring.write(
-                        n,
-                        Descriptor::fill(control, chunk.len, *pattern, chunk.dst, 0),
-                    );
-                }
+                let chunks = split::fill(dst.segments(), limit);
+                write(ring, free, len, chunks, control, |control, chunk| {
+                    Descriptor::fill(control, chunk.len, *pattern, chunk.dst, 0)
+                })
             }
-            Self::Null => ring.write(first, Descriptor::null(control, 0)),
+            Self::Null => {
+                if !free.is_empty() {
+                    ring.write(free.start, Descriptor::null(control, 0));
+                }
+                Some(1)
+            }
         }
     }
+}
+
+fn write(
+    ring: &Ring,
+    mut free: Range<u64>,
+    len: usize,
+    chunks: impl Iterator<Item = Chunk>,
+    control: Control,
+    descriptor: impl Fn(Control, Chunk) -> Descriptor,
+) -> Option<u64> {
+    let (mut count, mut left) = (0, len);
+    for chunk in chunks {
+        count += 1;
+        left = left.checked_sub(chunk.len as usize)?;
+        if let Some(slot) = free.next() {
+            let control = if left == 0 { control } else { Control::empty() };
+            ring.write(slot, descriptor(control, chunk));
+        }
+    }
+    (left == 0).then_some(count)
 }
 
 impl Chan {
@@ -348,11 +363,6 @@ impl ChannelOps for Chan {
             Ok(mapped) => mapped,
             Err(reason) => return Err(Rejected::new(operation, reason)),
         };
-        let (count, bytes) = mapped.measure(limit);
-        if bytes != operation.work().len() {
-            let reason = SubmitReason::Map(MapError::Exhausted);
-            return Err(Rejected::new(operation, reason));
-        }
         if !device.is_usable() {
             return Err(Rejected::new(operation, SubmitReason::Gone));
         }
@@ -361,19 +371,19 @@ impl ChannelOps for Chan {
         control.set(Control::INT_EN, flags.contains(Flags::INTERRUPT));
         control.set(Control::FENCE, flags.contains(Flags::FENCE));
         let entry = InFlight { mapped, operation };
-        let write = |ring: &Ring, first, entry: &InFlight| {
-            entry.mapped.write(ring, first, count, limit, control);
+        let write = |ring: &Ring, free, entry: &InFlight| {
+            let len = entry.operation.work().len();
+            entry.mapped.write(ring, free, len, limit, control)
         };
-        self.queue
-            .push(count, entry, write)
-            .map_err(|(entry, refusal)| {
-                let reason = match refusal {
-                    Refusal::Closed => SubmitReason::Gone,
-                    Refusal::TooLarge => SubmitReason::TooLarge,
-                    Refusal::Full => SubmitReason::Full,
-                };
-                Rejected::new(entry.into_operation(), reason)
-            })
+        self.queue.push(entry, write).map_err(|(entry, refusal)| {
+            let reason = match refusal {
+                Refusal::Closed => SubmitReason::Gone,
+                Refusal::TooLarge => SubmitReason::TooLarge,
+                Refusal::Full => SubmitReason::Full,
+                Refusal::Torn => SubmitReason::Map(MapError::Exhausted),
+            };
+            Rejected::new(entry.into_operation(), reason)
+        })
     }
 
     fn issue_pending(&self) {

@@ -68,6 +68,8 @@ pub(crate) enum Refusal {
     TooLarge,
     /// It needs more than are free.
     Full,
+    /// It cannot be written whole.
+    Torn,
 }
 
 /// Which entries are taken out of a stopped ring.
@@ -150,30 +152,32 @@ impl<R: Slots, T> Queue<R, T> {
         drop(given_up);
     }
 
-    /// Puts an entry into `count` slots, which `write` writes from the one on that it is given. The
+    /// Puts an entry into the slots that `write` writes, of the free ones that it is given. It says
+    /// how many there are, also where it found too few free; `None` where that cannot be said. The
     /// engine does not know of them yet.
     pub(crate) fn push(
         &self,
-        count: u64,
         entry: T,
-        write: impl FnOnce(&R, u64, &T),
+        write: impl FnOnce(&R, Range<u64>, &T) -> Option<u64>,
     ) -> Result<(), (T, Refusal)> {
         let mut producer = self.producer.lock();
         let Producer { ring, head, .. } = &mut *producer;
         let Some(ring) = ring else {
             return Err((entry, Refusal::Closed));
         };
-        if count > ring.capacity() {
-            return Err((entry, Refusal::TooLarge));
-        }
         // The tail only moves on: there is at least this much room.
-        if *head - self.tail() + count > ring.capacity() {
-            return Err((entry, Refusal::Full));
-        }
-        write(ring, *head, &entry);
-        *head += count;
-        self.cleaner.lock().entries.push_back((*head, entry));
-        Ok(())
+        let room = ring.capacity() - (*head - self.tail());
+        let refusal = match write(ring, *head..*head + room, &entry) {
+            Some(count) if count <= room => {
+                *head += count;
+                self.cleaner.lock().entries.push_back((*head, entry));
+                return Ok(());
+            }
+            Some(count) if count <= ring.capacity() => Refusal::Full,
+            Some(_) => Refusal::TooLarge,
+            None => Refusal::Torn,
+        };
+        Err((entry, refusal))
     }
 
     /// Announces what was pushed since the last time: `doorbell` gets how many slots there were in

@@ -13,7 +13,7 @@ use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use hal::dma::{Coherent, CoherentError, DmaSpace};
-use ioat_spec::descriptor::{LEN, WORDS, offset};
+use ioat_spec::descriptor::{LEN, offset};
 use ioat_spec::{ChanSts, Descriptor};
 
 use crate::queue::Slots;
@@ -42,16 +42,11 @@ impl Ring {
     }
 
     /// Writes slot `n`, linked to the one after it.
-    pub(crate) fn write(&self, n: u64, descriptor: Descriptor) {
+    pub(crate) fn write(&self, n: u64, mut descriptor: Descriptor) {
         let start = (n & (self.slots - 1)) as usize * LEN;
-        for word in 0..WORDS {
-            let value = match word * 8 {
-                offset::NEXT => self.address(n + 1),
-                _ => descriptor.0[word],
-            };
-            self.memory
-                .store64(start + word * 8, value, Ordering::Relaxed);
-        }
+        descriptor.0[offset::NEXT / 8] = self.address(n + 1);
+        self.memory
+            .store64s(start, &descriptor.0, Ordering::Relaxed);
     }
 
     /// The completion word.

@@ -70,11 +70,14 @@ impl Shared {
     }
 
     fn push(&self, number: u64) -> bool {
-        let write = |engine: &Engine, first: u64, entry: &u64| {
-            assert_eq!(first, *entry);
-            engine.slots[first as usize % 2].store(first + 10, Ordering::Relaxed);
+        let write = |engine: &Engine, free: Range<u64>, entry: &u64| {
+            assert_eq!(free.start, *entry);
+            if !free.is_empty() {
+                engine.slots[*entry as usize % 2].store(entry + 10, Ordering::Relaxed);
+            }
+            Some(1)
         };
-        self.queue.push(1, number, write).is_ok()
+        self.queue.push(number, write).is_ok()
     }
 
     fn issue(&self) {

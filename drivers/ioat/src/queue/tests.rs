@@ -27,7 +27,7 @@ fn open(first: u64) -> (Queue<Engine, u64>, Arc<Engine>) {
 }
 
 fn push(queue: &Queue<Engine, u64>, count: u64, entry: u64) -> Result<(), Refusal> {
-    let pushed = queue.push(count, entry, |_, _, _| {});
+    let pushed = queue.push(entry, |_, _, _| Some(count));
     pushed.map_err(|(back, refusal)| {
         assert_eq!(back, entry);
         refusal
@@ -56,6 +56,11 @@ fn an_entry_that_does_not_fit_comes_back() {
     assert_eq!(delivered(&queue, 10), (vec![1], false));
     assert_eq!((queue.tail(), queue.issued()), (6, 8));
     assert_eq!(push(&queue, 5, 4), Ok(()));
+    let torn = queue.push(5, |_, free, _| {
+        assert_eq!(free, 13..13, "as many as are free");
+        None
+    });
+    assert_eq!(torn, Err((5, Refusal::Torn)));
     queue.close();
     assert_eq!(push(&queue, 1, 5), Err(Refusal::Closed));
 }
