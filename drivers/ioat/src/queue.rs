@@ -53,10 +53,8 @@ struct Cleaner<R, T> {
     entries: VecDeque<(u64, T)>,
     /// For who looks: what was seen last.
     seen: u64,
-    /// Somebody delivers, outside the lock. Others leave it to them.
+    /// Somebody delivers, outside the lock, and looks again afterwards: others leave it to them.
     delivering: bool,
-    /// Others have left it to them: the engine may be done with more than they know of.
-    again: bool,
 }
 
 /// Why the ring does not take an entry.
@@ -101,7 +99,6 @@ impl<R: Slots, T> Queue<R, T> {
                 entries: VecDeque::new(),
                 seen: 0,
                 delivering: false,
-                again: false,
             }),
             tail: AtomicU64::new(0),
             issued: AtomicU64::new(0),
@@ -128,7 +125,6 @@ impl<R: Slots, T> Queue<R, T> {
             entries: VecDeque::with_capacity(ring.capacity() as usize),
             seen,
             delivering: false,
-            again: false,
         };
         *producer = Producer {
             ring: Some(ring),
@@ -212,7 +208,6 @@ impl<R: Slots, T> Queue<R, T> {
             let entry = {
                 let mut cleaner = self.cleaner.lock();
                 if done.is_none() && cleaner.delivering {
-                    cleaner.again = true;
                     return false;
                 }
                 let entry = self.next_done(&mut cleaner, &mut done, &mut look);
@@ -229,14 +224,15 @@ impl<R: Slots, T> Queue<R, T> {
     }
 
     /// Takes the oldest entry out if the engine is done with it. Looks at the engine at first, and
-    /// when others have asked for it.
+    /// where that is not known of what is left: it may have gone on meanwhile.
     fn next_done(
         &self,
         cleaner: &mut Cleaner<R, T>,
         done: &mut Option<u64>,
         look: &mut impl FnMut(&R, &mut u64, Range<u64>) -> u64,
     ) -> Option<T> {
-        if done.is_none_or(|done| !cleaner.is_done(done) && cleaner.again) {
+        let oldest = cleaner.entries.front().map(|(end, _)| *end);
+        if done.is_none_or(|done| oldest.is_some_and(|end| end > done)) {
             *done = Some(self.look(cleaner, look)?);
         }
         let (end, entry) = cleaner
@@ -251,7 +247,6 @@ impl<R: Slots, T> Queue<R, T> {
         cleaner: &mut Cleaner<R, T>,
         look: &mut impl FnMut(&R, &mut u64, Range<u64>) -> u64,
     ) -> Option<u64> {
-        cleaner.again = false;
         let ring = cleaner.ring.as_deref()?;
         Some(look(ring, &mut cleaner.seen, self.tail()..self.issued()))
     }
@@ -282,7 +277,11 @@ impl<R: Slots, T> Queue<R, T> {
             return None;
         }
         let done = self.look(&mut cleaner, &mut look);
-        if done.is_some_and(|done| cleaner.is_done(done)) {
+        if cleaner
+            .entries
+            .front()
+            .is_some_and(|(end, _)| Some(*end) <= done)
+        {
             return None;
         }
         cleaner.delivering = true;
@@ -328,13 +327,6 @@ impl<R: Slots, T> Queue<R, T> {
         producer.base = tail;
         run(&ring, tail, issued - tail);
         producer.live = true;
-    }
-}
-
-impl<R, T> Cleaner<R, T> {
-    /// Whether the oldest entry ends within what the engine is done with.
-    fn is_done(&self, done: u64) -> bool {
-        self.entries.front().is_some_and(|(end, _)| *end <= done)
     }
 }
 
