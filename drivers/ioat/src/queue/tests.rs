@@ -135,14 +135,14 @@ fn what_is_issued_in_silence_is_announced_by_the_restart() {
     push(&queue, 1, 1).unwrap();
     push(&queue, 1, 2).unwrap();
     queue.issue(|slots| assert_eq!(slots, 3));
-    queue.silence();
     push(&queue, 1, 3).unwrap();
+    queue.silence();
     assert!(queue.issue(|_| unreachable!("the engine does not listen")));
     engine.done.store(2, Ordering::Relaxed);
     assert_eq!(queue.take(Scope::First, false, look), None, "1 is done");
     assert_eq!(delivered(&queue, 10).0, [1]);
     let taken = queue.take(Scope::Issued, false, look).unwrap();
-    assert_eq!(taken, [2], "what came in silence is not concerned");
+    assert_eq!(taken, [2], "what was issued in silence is not concerned");
     assert_eq!(
         queue.take(Scope::First, false, look),
         None,
