@@ -42,6 +42,8 @@ fn every_benchmark_runs_and_its_counts_agree_with_the_engines() {
     assert_eq!(cases("copy"), 2 * 2 * 3);
     // 1, 2 and 4 CPUs, by the tables and by one count.
     assert_eq!(cases("find"), 3 * 2);
+    // An idle engine, and one whose ring is full.
+    assert_eq!(cases("removal"), 2);
     assert!(results["checks_passed"].as_u64() > Some(20), "{results}");
     assert_eq!(results["systems"]["linux"]["missing"], "left out");
 }
@@ -57,6 +59,8 @@ fn absurd_parameters_are_refused_with_one_line() {
         "bench copy modes=slow",
         "bench copy via=dma9chan9",
         "bench copy channels=65",
+        "bench removal size=0",
+        "bench removal via=cpu",
         "bench copy channels=9 ms=1",
         "bench copy ms=",
         "bench copy ms=1 ms=1",

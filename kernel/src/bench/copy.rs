@@ -46,11 +46,11 @@ const COUNTED: usize = 3;
 /// An engine has done a batch by then, so that nothing is counted that only waits for it.
 const SETTLED: Duration = Duration::from_millis(2);
 /// How long one batch may take.
-const BATCH_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const BATCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How completions are seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Polled,
     Irq,
 }
@@ -76,11 +76,11 @@ impl fmt::Display for Mode {
 
 /// What one line measures.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    size: usize,
-    batch: usize,
-    mode: Mode,
-    limit: Duration,
+pub(super) struct Case {
+    pub(super) size: usize,
+    pub(super) batch: usize,
+    pub(super) mode: Mode,
+    pub(super) limit: Duration,
 }
 
 /// Channels that work side by side.
@@ -113,7 +113,7 @@ impl Route {
 
 /// What a lane, or several side by side, have done.
 #[derive(Clone, Copy, Debug)]
-struct Done {
+pub(super) struct Done {
     copies: u64,
     batches: u64,
     start: Instant,
@@ -298,7 +298,7 @@ fn report_steps(route: &Route, case: Case, executed: Executed) {
 }
 
 /// A channel and the buffers of one batch.
-struct Lane {
+pub(super) struct Lane {
     channel: Arc<Channel>,
     case: Case,
     idle: VecDeque<(Destination, Source)>,
@@ -306,7 +306,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(channel: Arc<Channel>, case: Case) -> Result<Self, String> {
+    pub(super) fn new(channel: Arc<Channel>, case: Case) -> Result<Self, String> {
         let mut idle = VecDeque::with_capacity(case.batch);
         for index in 0..case.batch {
             idle.push_back(buffers(case.size, index).ok_or("out of memory")?);
@@ -319,7 +319,7 @@ impl Lane {
         })
     }
 
-    async fn run(mut self) -> Result<(Self, Done), String> {
+    pub(super) async fn run(mut self) -> Result<(Self, Done), String> {
         let (mut copies, mut batches) = (0, 0);
         let start = Instant::now();
         let deadline = start + self.case.limit;
@@ -409,7 +409,7 @@ impl Lane {
     }
 
     /// Whether every destination holds what its source does.
-    fn verify(self) -> Result<(), String> {
+    pub(super) fn verify(self) -> Result<(), String> {
         let name = self.channel.name().to_string();
         let right = self
             .idle

@@ -12,6 +12,8 @@ mod counts;
 mod find;
 pub mod params;
 pub mod ratio;
+#[cfg(target_os = "none")]
+mod removal;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -46,4 +48,9 @@ fn claim(by: &str, chan: &dmaengine::DmaChan, ops: u64) {
 
 /// All benchmarks.
 #[cfg(target_os = "none")]
-pub static BENCHMARKS: &[Benchmark] = &[copy::BENCHMARK, find::BENCHMARK, counts::TOTALS];
+pub static BENCHMARKS: &[Benchmark] = &[
+    copy::BENCHMARK,
+    find::BENCHMARK,
+    removal::BENCHMARK,
+    counts::TOTALS,
+];

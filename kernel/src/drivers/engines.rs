@@ -3,6 +3,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 
 use dmaengine::{DmaDevice, Removal, registry};
@@ -187,6 +188,13 @@ pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal>
 /// The device behind the engine at `address`, where a driver has taken one.
 pub(super) fn device(address: Address) -> Option<DmaDevice> {
     Some(ENGINES.lock().get(&address)?.device().clone())
+}
+
+/// All engines that drivers have taken, by address.
+pub fn all() -> Vec<(Address, DmaDevice)> {
+    let engines = ENGINES.lock();
+    let pair = |(address, engine): (&Address, &Engine)| (*address, engine.device().clone());
+    engines.iter().map(pair).collect()
 }
 
 /// What the driver says of the engine at `address`, where it has taken one.

@@ -12,4 +12,4 @@ pub mod machine;
 pub mod removal;
 
 #[cfg(target_os = "none")]
-pub use engines::{describe, doorbells, fences, knows, name, probe_all, vectors};
+pub use engines::{all, describe, doorbells, fences, knows, name, probe_all, vectors};

@@ -49,12 +49,12 @@ fn tell(address: Address, step: Step, since: Instant, removal: &Removal) {
 }
 
 /// Takes the engine at `address` from its driver, whoever uses it. The error is one line.
-pub async fn unbind(address: Address) -> Result<(), String> {
+pub async fn unbind(address: Address) -> Result<Removal, String> {
     unbind_within(address, CLIENTS_LIMIT).await
 }
 
 /// As [`unbind`], but who uses the engine has only so long to let go of it.
-pub async fn unbind_within(address: Address, limit: Duration) -> Result<(), String> {
+pub async fn unbind_within(address: Address, limit: Duration) -> Result<Removal, String> {
     if let Some(device) = engines::device(address) {
         engines::release(&device, limit).await?;
     }
@@ -73,7 +73,7 @@ pub(super) async fn lost(address: Address) {
     }
 }
 
-async fn leave(address: Address, why: Step, limit: Duration) -> Result<(), String> {
+async fn leave(address: Address, why: Step, limit: Duration) -> Result<Removal, String> {
     let since = Instant::now();
     let Some(device) = engines::device(address) else {
         return Err(alloc::format!("no driver has {address}"));
@@ -94,7 +94,7 @@ async fn leave(address: Address, why: Step, limit: Duration) -> Result<(), Strin
             quiet.await;
             tell(address, Step::Detached, since, &removal);
             match removal.lost {
-                0 => Ok(()),
+                0 => Ok(removal),
                 lost => Err(alloc::format!("{lost} operations lost")),
             }
         }

@@ -102,6 +102,33 @@ impl Check {
         }
         checks
     }
+
+    /// What can be said of engines that left.
+    pub fn removals(lines: &[Line]) -> Vec<Self> {
+        let mut checks = Vec::new();
+        for line in of_kind(lines, "removal") {
+            let case = line.key("case");
+            let mut check = |what: &str, expected, counted| {
+                checks.push(Self::new(
+                    format!("{what}, removal of an engine, {case}"),
+                    expected,
+                    counted,
+                ));
+            };
+            check("operations lost", 0, line.count("lost"));
+            let elsewhere = line.count("failed_over") + line.count("cpu");
+            match case {
+                "idle" => check("operations done elsewhere", 0, elsewhere),
+                // Those that were in flight, less what was found to be done already.
+                _ => check(
+                    "more done elsewhere than was in flight",
+                    0,
+                    elsewhere.saturating_sub(line.count("inflight")),
+                ),
+            }
+        }
+        checks
+    }
 }
 
 fn of_kind<'a>(lines: &'a [Line], name: &'static str) -> impl Iterator<Item = &'a Line> {
@@ -242,6 +269,24 @@ mod tests {
         let mut lines = lines();
         lines[0] = copy("dma0chan0", 1, 1000, 11, 1);
         assert_eq!(failed(&lines, &engine).len(), 2, "a doorbell, a read");
+    }
+
+    #[test]
+    fn engines_that_leave_lose_nothing() {
+        let removal = |text: &str| Line::parse(&format!("removal us=1 ring_us=2 {text}")).unwrap();
+        let good = [
+            removal("case=idle inflight=0 failed_over=0 cpu=0 lost=0"),
+            removal("case=full inflight=9 failed_over=5 cpu=3 lost=0"),
+        ];
+        assert!(Check::removals(&good).iter().all(Check::agrees));
+        for bad in [
+            "case=idle inflight=0 failed_over=1 cpu=0 lost=0",
+            "case=full inflight=9 failed_over=5 cpu=5 lost=0",
+            "case=full inflight=9 failed_over=5 cpu=3 lost=1",
+        ] {
+            let checks = Check::removals(&[removal(bad)]);
+            assert_eq!(checks.iter().filter(|check| !check.agrees()).count(), 1);
+        }
     }
 
     #[test]

@@ -64,6 +64,11 @@ pub static KINDS: &[Kind] = &[
         ),
     },
     Kind {
+        name: "removal",
+        keys: &["case"],
+        metrics: &["us", "ring_us", "inflight", "failed_over", "cpu", "lost"],
+    },
+    Kind {
         name: "totals",
         keys: &[],
         metrics: with_counts!(),

@@ -10,7 +10,8 @@ use crate::failure::{Context, Failure};
 use crate::run_dir::RunDir;
 use crate::settings::Settings;
 
-/// Boots once and measures. What the machine said is kept where a run that failed is looked for.
+/// Boots and measures, once with engines that stay and once with engines that leave. What the machine
+/// said is kept where a run that failed is looked for.
 pub fn boot(
     place: &Place,
     settings: &Settings,
@@ -18,12 +19,34 @@ pub fn boot(
     round: usize,
 ) -> Result<Boot, Failure> {
     let run_dir = RunDir::new(place.out.join("longshore"));
+    let mut lines = run(place, &run_dir, &plan.commands(), round)?;
+    let engines = (0..settings.engines)
+        .map(|engine| engine_statistics(&run_dir.engine_stats(engine)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut checks = Check::all(&lines, &engines);
+    let removals = run(place, &run_dir, &plan.removal_commands(), round)?;
+    checks.extend(Check::removals(&removals));
+    lines.extend(removals);
+    Ok(Boot {
+        round,
+        checks,
+        lines,
+    })
+}
+
+/// What a machine measures with these console commands.
+fn run(
+    place: &Place,
+    run_dir: &RunDir,
+    commands: &str,
+    round: usize,
+) -> Result<Vec<Line>, Failure> {
     let output = place
         .spawner()
         .command(&place.launcher)
         .arg("run")
         .current_dir(&place.root)
-        .env("CMD", plan.commands())
+        .env("CMD", commands)
         .env("RUN_DIR", run_dir.path())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
@@ -37,17 +60,9 @@ pub fn boot(
             round + 1
         )));
     }
-    let lines = console
+    console
         .lines()
         .filter_map(Line::read)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|bad| Failure::run(bad.to_string()))?;
-    let engines = (0..settings.engines)
-        .map(|engine| engine_statistics(&run_dir.engine_stats(engine)))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Boot {
-        round,
-        checks: Check::all(&lines, &engines),
-        lines,
-    })
+        .map_err(|bad| Failure::run(bad.to_string()))
 }

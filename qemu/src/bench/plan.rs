@@ -58,7 +58,8 @@ impl Plan {
         }
     }
 
-    /// The console commands of a boot of Longshore.
+    /// The console commands of a boot of Longshore in which engines stay: what is claimed of them is
+    /// compared with their own counts.
     pub fn commands(&self) -> String {
         let list = |numbers: &[u32]| {
             let words: Vec<String> = numbers.iter().map(u32::to_string).collect();
@@ -74,6 +75,11 @@ impl Plan {
             list(&self.batches),
         )
     }
+
+    /// Those of a boot in which they leave.
+    pub fn removal_commands(&self) -> String {
+        format!("bench removal repeat={}; audit", self.repeat)
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +92,10 @@ mod tests {
             Plan::tiny().commands(),
             "bench copy sizes=4096,65536 batches=1,32 ms=5 repeat=1; \
              bench find pairs=1000 repeat=1; audit; bench totals"
+        );
+        assert_eq!(
+            Plan::tiny().removal_commands(),
+            "bench removal repeat=1; audit"
         );
     }
 }

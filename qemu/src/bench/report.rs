@@ -205,6 +205,16 @@ const TABLES: &[(&str, &[Column])] = &[
             ("allocs/pair", |case| case.quotient("allocs", "pairs")),
         ],
     ),
+    (
+        "removal",
+        &[
+            ("us", |case| case.spread("us")),
+            ("us for what is in the ring", |case| case.spread("ring_us")),
+            ("in flight", |case| case.scaled("inflight", 1.0)),
+            ("failed over", |case| case.scaled("failed_over", 1.0)),
+            ("by the CPU", |case| case.scaled("cpu", 1.0)),
+        ],
+    ),
 ];
 
 impl Case {

@@ -146,7 +146,7 @@ pub(super) async fn unbind(args: Vec<String>) -> CommandResult {
     let [at] = &args[..] else {
         return Err("wants BB:DD.F".into());
     };
-    removal::unbind(address(at)?).await
+    removal::unbind(address(at)?).await.map(drop)
 }
 
 pub(super) async fn bind(args: Vec<String>) -> CommandResult {
