@@ -13,8 +13,11 @@
 //! Whether references are counted is the one thing in which builds with and without the feature
 //! `hotplug` differ ([`count`]).
 
-#[cfg_attr(feature = "hotplug", path = "counted.rs")]
-#[cfg_attr(not(feature = "hotplug"), path = "uncounted.rs")]
+#[cfg(feature = "hotplug")]
+#[path = "counted.rs"]
+mod count;
+#[cfg(not(feature = "hotplug"))]
+#[path = "uncounted.rs"]
 mod count;
 mod drain;
 mod interest;
@@ -150,8 +153,8 @@ struct Member {
 
 impl Member {
     fn is_usable(&self) -> bool {
-        let life = &self.chan.life;
-        !self.holds.is_empty() && !life.is_exclusive() && life.is_ready()
+        // One that a client has for itself has no holds: that client sees to it.
+        !self.holds.is_empty() && self.chan.life.is_ready()
     }
 }
 

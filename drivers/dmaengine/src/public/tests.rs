@@ -7,6 +7,7 @@ mod counted;
 mod uncounted;
 
 use std::collections::HashSet;
+use std::string::ToString;
 use std::thread;
 use std::vec;
 
@@ -61,6 +62,17 @@ fn copy_by(opened: &Channel, len: usize) -> crate::Submitted<crate::Memcpy> {
     let dst = Destination::new(Memory::new(len).unwrap(), 0..len).unwrap();
     let descriptor = opened.prep_memcpy(dst, src, Flags::empty()).unwrap();
     opened.submit(descriptor).unwrap()
+}
+
+#[test]
+fn a_transaction_is_named_by_the_capability_that_it_needs() {
+    for transaction in Transaction::ALL {
+        let capability = transaction.capability();
+        assert_eq!(Transaction::of(capability), Some(transaction));
+        assert_eq!(transaction.to_string(), capability.to_string());
+    }
+    assert_eq!(Transaction::PqVal.to_string(), "pq_val");
+    assert_eq!(Transaction::of(Capabilities::PRIVATE), None);
 }
 
 #[test]
