@@ -183,10 +183,9 @@ fn the_middle_of_a_chain_is_removed_and_done_elsewhere() {
         until(|| left.finish(Ok(())));
         assert!(is_filled(b) && is_filled(c));
         let (cpu, gone) = (registry.cpu(), &channels[1]);
-        assert_eq!(
-            (gone.waiting(), gone.in_flight(), cpu.in_flight()),
-            (0, 0, 0)
-        );
+        assert_eq!((gone.waiting(), gone.in_flight()), (0, 0));
+        // It is counted a little longer than its fence is waited for.
+        until(|| cpu.in_flight() == 0);
         assert_eq!(cpu.counters().fills, u64::from(!spare));
         assert!(in_ring(&middle).is_empty());
     }

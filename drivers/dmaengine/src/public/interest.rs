@@ -8,7 +8,6 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::mem;
 
 use super::Public;
 use crate::life::{Hold, RequestError};
@@ -58,7 +57,7 @@ impl Interest {
 
 impl Drop for Interest {
     fn drop(&mut self) {
-        drop(mem::take(&mut self.leave()));
+        drop(self.leave());
     }
 }
 

@@ -306,10 +306,7 @@ impl Public {
         for member in &mut state.members {
             let out = member.refused || member.chan.life.is_exclusive();
             let want = if out { 0 } else { interest };
-            if want > 0 {
-                wanted.push(member.chan.clone());
-            }
-            while member.holds.len() < want {
+            for _ in member.holds.len()..want {
                 match Hold::join(&member.chan, &client, Sharing::Public) {
                     Ok(hold) => member.holds.push(hold),
                     // Removed, or requested by a client of its own, just now.
@@ -318,6 +315,9 @@ impl Public {
             }
             let keep = want.min(member.holds.len());
             surplus.extend(member.holds.drain(keep..));
+            if !member.holds.is_empty() {
+                wanted.push(member.chan.clone());
+            }
         }
         state.rebuild(&self.tables);
         drop(state);

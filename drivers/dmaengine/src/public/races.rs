@@ -168,6 +168,28 @@ fn s1_8_the_drain_waits_for_counts_that_the_barrier_brings_to_light() {
 }
 
 #[test]
+fn a_drain_takes_one_barrier_and_that_of_nothing_none() {
+    let barriers = |registry: &Registry, device: &DmaDevice| {
+        let seen = Rc::new(Cell::new(0));
+        let count = seen.clone();
+        let probe_at = move |moment| {
+            count.set(count.get() + usize::from(moment == Moment::Barrier));
+            Ok(())
+        };
+        probe(probe_at, || block_on(registry.unregister(device, SOON)));
+        seen.get()
+    };
+    let rig = Rig::new();
+    assert_eq!(barriers(&rig.registry, &rig.device), 1);
+    let private = crate::DeviceInfo {
+        capabilities: Capabilities::MEMCPY | Capabilities::PRIVATE,
+        ..mock::info()
+    };
+    let private = rig.registry.register(private, vec![Mock::new(1)]).unwrap();
+    assert_eq!(barriers(&rig.registry, &private), 0);
+}
+
+#[test]
 fn s1_8_a_barrier_without_an_answer_proves_nothing() {
     let rig = Rig::new();
     let removal = probe(unanswered, || {

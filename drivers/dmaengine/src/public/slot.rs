@@ -82,15 +82,23 @@ pub(crate) fn chan(number: Number) -> Option<Arc<Chan>> {
     slot(number).chan.read().clone()
 }
 
+/// All that may be given out.
+fn numbers() -> impl Iterator<Item = Number> {
+    (1..END as u8).filter_map(Number::new)
+}
+
+/// Whether the slot may be given out now.
+pub(crate) fn is_free(number: Number) -> bool {
+    let state = slot(number).state.load(Ordering::Relaxed);
+    // The count of a tombstone only falls.
+    state == State::Free as u8
+        || (state == State::Tombstone as u8 && count::references(number) == 0)
+}
+
 /// Gives `chan` a slot. `None` where all are taken: it is then not public.
 pub(crate) fn allocate(chan: &Arc<Chan>) -> Option<Number> {
     let _hands = HANDS.lock();
-    let number = (1..END as u8).filter_map(Number::new).find(|&number| {
-        let state = slot(number).state.load(Ordering::Relaxed);
-        // The count of a tombstone only falls.
-        state == State::Free as u8
-            || (state == State::Tombstone as u8 && count::references(number) == 0)
-    })?;
+    let number = numbers().find(|&number| is_free(number))?;
     let slot = slot(number);
     *slot.chan.write() = Some(chan.clone());
     slot.align.store(chan.info.copy_align, Ordering::Relaxed);
@@ -114,11 +122,10 @@ pub(crate) fn revive(number: Number) {
 }
 
 /// Takes the channel out of a draining slot that no table names. `settled`: [`count::settle`] has
-/// said so since. Returns how many references are left to nothing.
-pub(crate) fn retire(number: Number, settled: bool) -> usize {
+/// said so since.
+pub(crate) fn retire(number: Number, settled: bool) {
     let hands = HANDS.lock();
-    let left = count::references(number);
-    let state = match (settled, left) {
+    let state = match (settled, count::references(number)) {
         (false, _) => State::Lost,
         (true, 0) => State::Free,
         (true, _) => State::Tombstone,
@@ -129,13 +136,12 @@ pub(crate) fn retire(number: Number, settled: bool) -> usize {
     drop(hands);
     // Dropped outside the lock: it may be the last reference.
     drop(chan);
-    usize::try_from(left).unwrap_or(0)
 }
 
 /// How many slots are in each state: free, live, draining, tombstone, lost.
 pub(crate) fn census() -> [usize; 5] {
     let mut census = [0; 5];
-    for number in (1..END as u8).filter_map(Number::new) {
+    for number in numbers() {
         let state = slot(number).state.load(Ordering::Relaxed);
         if let Some(count) = census.get_mut(usize::from(state)) {
             *count += 1;

@@ -115,7 +115,7 @@ fn groups(candidates: &[Candidate], capability: Capabilities) -> Vec<Group> {
         let index = index.unwrap_or_else(|| {
             groups.push(Group {
                 node,
-                members: Vec::with_capacity(candidates.len() - place),
+                members: Vec::with_capacity(candidates.len()),
                 given: 0,
             });
             groups.len() - 1

@@ -143,6 +143,7 @@ fn s1_6_a_misaligned_request_finds_nothing_and_counts_nothing() {
     drop(found);
     assert!(find(&[0x1000, 0x20], 128).is_none());
     assert!(find(&[0x1001, 0x40], 128).is_none());
+    assert!(find(&[0x1020, 0x60], 128).is_none(), "both are misaligned");
     assert!(find(&[0x1000, 0x40], 127).is_none());
     assert_eq!(registry.references(&chan), 0);
 }

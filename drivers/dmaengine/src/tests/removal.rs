@@ -91,6 +91,13 @@ fn s0_9_channels_are_offered_once_each_until_the_client_has_enough() {
         device(&registry, &[Mock::new(2)]);
         assert_eq!(late.join().unwrap().unwrap(), "dma1chan0");
     });
+    let gone = registry.devices().pop().unwrap();
+    block_on(registry.unregister(&gone, SHORT));
+    drop(gone);
+    await_that("its memory", || {
+        assert_eq!(next(&mut offers, Duration::ZERO), None);
+        format!("{offers:?}") == "Offers(memcpy offered=2)"
+    });
     let mut offers = interest.offers(Capabilities::XOR).unwrap();
     assert_eq!(next(&mut offers, SHORT), None, "nothing that matches");
 }

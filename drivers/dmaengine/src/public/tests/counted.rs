@@ -103,7 +103,10 @@ fn s1_8_the_drain_is_exact_and_its_deadline_holds() {
     assert_eq!(mocks[0].state.lock().stops, 1, "removed all the same");
     assert_eq!(leaked.open().unwrap_err(), RequestError::Gone);
     assert_eq!(leaked.dup().unwrap_err(), Draining);
+    assert_eq!(Draining.to_string(), "the channel is being removed");
     // Its slot is not used again while it lives.
+    assert!(!slot::is_free(slot));
+    let generation = slot::generation(slot);
     let others: Vec<_> = (0..3).map(|_| self::device(&registry, 1)).collect();
     let taken = |registry: &Registry| -> HashSet<_> {
         let chans = registry.channels();
@@ -117,8 +120,27 @@ fn s1_8_the_drain_is_exact_and_its_deadline_holds() {
     assert_eq!(count::references(slot), 1);
     drop(leaked);
     assert_eq!(count::references(slot), 0);
+    // Another test may have taken it by now.
+    assert!(slot::is_free(slot) || slot::generation(slot) != generation);
     drop(interest);
     drop(others);
+}
+
+#[test]
+fn a_census_has_every_slot_once() {
+    let registry = Registry::new();
+    device(&registry, 3);
+    let _interest = block_on(registry.get_interest());
+    let [free, live, draining, tombstones, lost] = slot::census();
+    assert!(live >= 3);
+    let slots = free + live + draining + tombstones + lost;
+    assert_eq!(
+        slots,
+        255 - cpu::KERNEL_COUNTERS,
+        "the dummy is not among them"
+    );
+    let now = Slots::now();
+    assert!(now.live >= 3, "{now:?}");
 }
 
 #[test]
