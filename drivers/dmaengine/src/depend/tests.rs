@@ -10,7 +10,7 @@ use std::{format, thread, vec};
 
 const SOON: Duration = Duration::from_millis(5);
 /// A chain that no stack of the tests holds.
-const LONG: usize = if cfg!(miri) { 200 } else { 10_000 };
+const LONG: usize = if cfg!(miri) { 20 } else { 10_000 };
 
 /// A registry with one device of one channel for each mock, and the channels, requested.
 fn machine(mocks: &[&Arc<Mock>]) -> (Registry, Vec<Channel>) {

@@ -9,6 +9,7 @@ use std::vec;
 use hal::cpu::BarrierTimeout;
 use hal::host::{Moment, block_on, probe};
 
+use super::tests::await_that;
 use super::*;
 use crate::mock::{self, Mock};
 
@@ -235,9 +236,7 @@ fn s1_8_a_registry_that_goes_gives_its_slots_back_after_a_barrier() {
         cpu::local_inc(usize::from(slot.get()));
     });
     // What settles its channels, and the balance of its tables, may hold it a little longer.
-    while Arc::strong_count(&registry.public) > 1 {
-        thread::yield_now();
-    }
+    await_that("its last user", || Arc::strong_count(&registry.public) == 1);
     drop(device);
     probe(check, || drop(registry));
     assert!(passed.get());

@@ -52,7 +52,7 @@ fn published(registry: &Registry) -> Vec<String> {
     names
 }
 
-fn await_that(what: &str, condition: impl FnMut() -> bool) {
+pub(super) fn await_that(what: &str, condition: impl FnMut() -> bool) {
     let waited = poll_until(Duration::from_secs(5), Duration::from_millis(1), condition);
     block_on(waited).unwrap_or_else(|_| panic!("never came: {what}"));
 }
