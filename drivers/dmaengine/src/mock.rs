@@ -17,6 +17,20 @@ use crate::operation::Operation;
 use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
 use crate::work::Work;
 
+/// How often a test tries what it tries at random: Miri, a thousand times slower, does so less.
+pub(crate) const fn times(count: usize) -> usize {
+    if cfg!(miri) {
+        count.div_ceil(32)
+    } else {
+        count
+    }
+}
+
+/// How much it tries at a time.
+pub(crate) const fn size(count: usize) -> usize {
+    if cfg!(miri) { count.div_ceil(4) } else { count }
+}
+
 pub(crate) struct Mock {
     pub(crate) state: Mutex<State>,
     slots: usize,

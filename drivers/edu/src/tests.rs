@@ -21,6 +21,9 @@ use crate::{Device, Options, ProbeError, probe_with};
 
 const SOON: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(20);
+/// A copy of many chunks. Bouncing goes word by word, which takes Miri long.
+const CHUNKS: usize = if cfg!(miri) { 4 } else { 16 };
+const BIG: usize = CHUNKS * BUFFER_LEN;
 
 fn options() -> Options {
     Options {
@@ -112,7 +115,7 @@ fn copies_of_every_size_within_reach_and_out_of_it() {
                 (3, 5, 4095),
                 (4096, 1, 2),
                 (4097, 4095, 3),
-                (65536, 13, 4091),
+                (BIG, 13, 4091),
             ] {
                 copy(&channel, len, from, to);
             }
@@ -142,7 +145,7 @@ fn a_chunk_takes_two_transfers_and_their_interrupts() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 24 }))]
 
     #[test]
     fn any_copy_arrives(
@@ -276,7 +279,7 @@ fn a_device_that_never_finishes_fails_in_time_and_works_again_when_it_does() {
 fn termination_gives_up_what_was_submitted_and_nothing_later() {
     let bench = Bench::new(Some(IrqKind::Msi), false);
     let channel = bench.channel();
-    let early: Vec<_> = (0..4).map(|_| submit(&channel, 65536, 0, 0)).collect();
+    let early: Vec<_> = (0..4).map(|_| submit(&channel, BIG, 0, 0)).collect();
     channel.issue_pending();
     let given_up = channel.terminate_all();
     let later = submit(&channel, 50, 0, 0);
@@ -288,30 +291,30 @@ fn termination_gives_up_what_was_submitted_and_nothing_later() {
         assert!(finished.buffers.is_some());
     }
     check(later, 50, 0, 0);
-    assert!(bench.fake.transfers() < 32, "not all was done");
+    assert!(bench.fake.transfers() < 2 * CHUNKS, "not all was done");
 }
 
 #[test]
 fn a_pause_takes_effect_after_the_transfer_and_does_nothing_again() {
     let bench = Bench::new(Some(IrqKind::Msi), false);
     let channel = bench.channel();
-    let first = submit(&channel, 65536, 3, 1);
+    let first = submit(&channel, BIG, 3, 1);
     channel.issue_pending();
     while bench.fake.transfers() < 5 {
         std::thread::yield_now();
     }
     assert_eq!(block_on(channel.pause()), Ok(()));
     let transfers = bench.fake.transfers();
-    assert!(transfers < 32);
+    assert!(transfers < 2 * CHUNKS);
     let second = submit(&channel, 100, 5, 0);
     channel.issue_pending();
     std::thread::sleep(SOON);
     assert_eq!(bench.fake.transfers(), transfers, "it rests");
     channel.resume();
-    check(first, 65536, 3, 1);
+    check(first, BIG, 3, 1);
     check(second, 100, 5, 0);
     // A chunk that had come halfway is done anew.
-    assert!((34..=35).contains(&bench.fake.transfers()));
+    assert!((2..=3).contains(&(bench.fake.transfers() - 2 * CHUNKS)));
 }
 
 #[test]
@@ -346,7 +349,7 @@ fn a_stopped_channel_lets_go_and_starts_again() {
     let bench = Bench::new(Some(IrqKind::Msi), false);
     let channel = bench.channel();
     assert!(bench.fake.is_bus_master());
-    let pending: Vec<_> = (0..3).map(|_| submit(&channel, 65536, 0, 0)).collect();
+    let pending: Vec<_> = (0..3).map(|_| submit(&channel, BIG, 0, 0)).collect();
     channel.issue_pending();
     block_on(channel.release());
     assert!(!bench.fake.is_bus_master());

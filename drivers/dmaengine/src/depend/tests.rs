@@ -343,7 +343,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
         any::<bool>(),
         prop::bool::weighted(0.1),
     );
-    prop::collection::vec(node, 1..40)
+    prop::collection::vec(node, 1..mock::size(40))
 }
 
 /// A submitted operation of the graph.
@@ -380,13 +380,13 @@ fn check_rings(known: &[Known], mocks: &[Arc<Mock>]) -> Result<(), TestCaseError
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(mock::times(64) as u32))]
 
     #[test]
     fn no_operation_starts_before_its_dependencies_and_all_end(
         nodes in nodes(),
         slots in 1..6usize,
-        steps in prop::collection::vec((0..3usize, any::<bool>()), 0..60),
+        steps in prop::collection::vec((0..3usize, any::<bool>()), 0..mock::size(60)),
     ) {
         let mocks = [Mock::new(slots), Mock::new(slots), Mock::new(40)];
         let (_registry, channels) = machine(&[&mocks[0], &mocks[1], &mocks[2]]);

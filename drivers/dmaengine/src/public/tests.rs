@@ -22,11 +22,6 @@ use crate::{Channel, ChannelOps, DeviceInfo, Flags, StartError};
 
 const SOON: Duration = Duration::from_millis(40);
 
-/// Repetitions of a race. Miri, a thousand times slower, tries other orders in each.
-const fn times(count: usize) -> usize {
-    if cfg!(miri) { 2 } else { count }
-}
-
 fn device(registry: &Registry, channels: usize) -> (DmaDevice, Vec<Arc<Mock>>) {
     let mocks: Vec<_> = (0..channels).map(|_| Mock::eager(8)).collect();
     let ops = mocks.iter().map(|mock| mock.clone() as Arc<dyn ChannelOps>);
@@ -202,7 +197,7 @@ fn s0_1_a_client_of_its_own_refuses_an_unload_too() {
 
 #[test]
 fn s0_2_unload_and_interest_race_to_one_of_two_ends() {
-    for _ in 0..times(50) {
+    for _ in 0..mock::times(50) {
         let registry = Registry::new();
         let (device, mocks) = device(&registry, 1);
         let interest = thread::scope(|scope| {

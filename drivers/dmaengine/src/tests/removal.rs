@@ -228,7 +228,7 @@ fn s1_11_issuing_everything_during_removals_does_no_harm() {
                 registry.issue_pending_all();
             }
         });
-        let mut removals = (0..20).map(|_| {
+        let mut removals = (0..mock::times(20)).map(|_| {
             let device = device(&registry, &[Mock::eager(4), Mock::eager(4)]);
             block_on(registry.unregister(&device, LONG))
         });

@@ -514,12 +514,12 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(mock::times(64) as u32))]
 
     #[test]
     fn clients_do_not_touch_each_other_and_all_ends_in_order(
         slots in 1..8usize,
-        acts in prop::collection::vec((0..3usize, act()), 1..200),
+        acts in prop::collection::vec((0..3usize, act()), 1..mock::size(200)),
         removed in any::<bool>(),
     ) {
         let mock = Mock::new(slots);
