@@ -309,7 +309,7 @@ mod tests {
     fn run_line(registry: &Registry, line: &str) -> (Result<Summary, RunError>, Vec<String>) {
         let (out, lines) = output();
         // Every byte is looked at, which takes Miri long. What comes later counts.
-        let small = cfg!(miri).then_some("test_buf_size=512");
+        let small = cfg!(miri).then_some("test_buf_size=128");
         let words = small.into_iter().chain(line.split_whitespace());
         let result = block_on(run(registry, words, &out));
         let lines = lines.lock().clone();
