@@ -137,7 +137,7 @@ mutants: tools nightly
 	    cargo install --quiet --locked --version 27.1.0 --root $(MUTANTS) cargo-mutants
 	@status=0; MUTANTS_NIGHTLY=$(NIGHTLY) $(TARGET_DIR)/release/mutations drivers/mutations.txt $(ONLY) || status=1; \
 	$(if $(ONLY),,CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
-	    $(MUTANTS)/bin/cargo-mutants mutants --jobs 2 --output build $(FILES:%=--file %) || [ $$? = 3 ] || status=1;) \
+	    $(MUTANTS)/bin/cargo-mutants mutants --jobs 2 --output build $(FILES:%=--re %) || [ $$? = 3 ] || status=1;) \
 	exit $$status
 
 demo iso fuzz:
