@@ -272,7 +272,7 @@ fn s1_15_a_storm_of_finds_uses_no_removed_device() {
         }
         let _stop = Stop(&stop);
         let limit = Duration::from_secs(10);
-        for _ in 0..mock::times(100) {
+        for _ in 0..mock::times(64) {
             let (device, _mocks) = device(&registry, 2);
             await_that("the table", || published(&registry).len() == 2);
             let removal = block_on(registry.unregister(&device, limit));
