@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
 export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
-export CMD APPEND FAULT ENGINE KERNEL BIOS SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
+export CMD APPEND FAULT ENGINE KERNEL BIOS ANSWER SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BARE := x86_64-unknown-none
@@ -149,7 +149,8 @@ help:
 	@echo "make test                everything that must pass"
 	@echo "make bench               measures, Linux beside it; SHORT=1: less than two minutes"
 	@echo "make debug               as run, stopped for gdb on port GDB"
-	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0 HOW=kill|power|allones"
+	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0"
+	@echo "                         HOW=kill|power|allones|freeze"
 	@echo "                         to the machine that runs"
 	@echo "make soak                the long tests: soak-drain, soak-removal (SOAK=600 seconds)"
 	@echo "make loom, miri, mutants models of concurrency; the crates that run on the host, under Miri;"
@@ -164,6 +165,8 @@ help:
 	@echo "  EDU=0                  QEMU's educational devices: slow, 28 address lines"
 	@echo "  FAULT=                 'SPEC' or 'ioatN:SPEC' words: engines that misbehave, see"
 	@echo "                         build/ioat-model --help"
+	@echo "  ANSWER=                milliseconds for which QEMU waits for an engine's answer (5000;"
+	@echo "                         200 for those that are to freeze)"
 	@echo "  ENGINE=                another engine program in place of build/ioat-model"
 	@echo "  ACCEL=tcg (kvm)        what executes guest code"
 	@echo "  ICOUNT=0 (1)           an instruction takes a nanosecond: the clock counts them"

@@ -27,15 +27,18 @@ pub enum Verb {
     Kill,
     /// Let it answer all reads with ones from now on, counting accesses (SIGUSR1).
     AllOnes,
+    /// Let it stop in the middle of what it does, and answer nothing from now on (SIGUSR2).
+    Freeze,
     /// Does its process run?
     Alive,
 }
 
-const VERBS: [(Verb, &str); 5] = [
+const VERBS: [(Verb, &str); 6] = [
     (Verb::Start, "start"),
     (Verb::End, "end"),
     (Verb::Kill, "kill"),
     (Verb::AllOnes, "allones"),
+    (Verb::Freeze, "freeze"),
     (Verb::Alive, "alive"),
 ];
 
@@ -89,15 +92,17 @@ fn obey(request: &str, engines: &mut Engines) -> Result<(), Failure> {
             Ok(())
         }
         Verb::Kill => engines.kill(engine),
-        Verb::AllOnes | Verb::Alive => {
+        Verb::AllOnes | Verb::Freeze | Verb::Alive => {
             let id = engine_id(engine);
             let pid = engines.pid(engine).and_then(|pid| i32::try_from(pid).ok());
             let pid = pid.and_then(Pid::from_raw);
             let pid = pid.ok_or_else(|| Failure::run(format!("{id} does not run")))?;
-            if verb == Verb::AllOnes {
-                kill_process(pid, Signal::USR1).context(id)?;
-            }
-            Ok(())
+            let signal = match verb {
+                Verb::AllOnes => Signal::USR1,
+                Verb::Freeze => Signal::USR2,
+                _ => return Ok(()),
+            };
+            kill_process(pid, signal).context(id)
         }
     }
 }

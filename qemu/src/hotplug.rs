@@ -23,6 +23,8 @@ pub enum How {
     Power,
     /// It answers all reads with ones and still counts accesses.
     AllOnes,
+    /// It stops in the middle of what it does, and answers nothing any more.
+    Freeze,
 }
 
 /// A running machine, as seen from another process.
@@ -90,7 +92,8 @@ impl Running {
             return Err(Failure::run(format!("{id} is in its slot already")));
         }
         control::ask(&self.run_dir.control(), Verb::Start, self.engine)?;
-        let device = engine_device(self.engine, &self.run_dir.engine_socket(self.engine));
+        let socket = self.run_dir.engine_socket(self.engine);
+        let device = engine_device(&self.settings, self.engine, &socket);
         self.qmp.execute("device_add", device)?;
         Ok(())
     }
@@ -100,6 +103,7 @@ impl Running {
         match how {
             How::Kill => control::ask(&self.run_dir.control(), Verb::Kill, self.engine),
             How::AllOnes => control::ask(&self.run_dir.control(), Verb::AllOnes, self.engine),
+            How::Freeze => control::ask(&self.run_dir.control(), Verb::Freeze, self.engine),
             How::Power => {
                 self.refuse_msix("HOW=power")?;
                 let id = engine_id(self.engine);

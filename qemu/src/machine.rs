@@ -22,14 +22,19 @@ pub fn port_id(engine: u32) -> String {
     format!("port{engine}")
 }
 
-/// What `-device` and `device_add` take for an engine.
-pub fn engine_device(engine: u32, socket: &Path) -> Value {
-    json!({
+/// What `-device` and `device_add` take for an engine. Its option for the answer's time is one of
+/// those that QEMU calls experimental.
+pub fn engine_device(settings: &Settings, engine: u32, socket: &Path) -> Value {
+    let mut device = json!({
         "driver": "vfio-user-pci",
         "id": engine_id(engine),
         "bus": port_id(engine),
         "socket": { "type": "unix", "path": socket.to_string_lossy() },
-    })
+    });
+    if let Some(answer) = settings.answer_ms_of(engine) {
+        device["x-msg-timeout"] = answer.into();
+    }
+    device
 }
 
 /// A path inside a QEMU option: commas are doubled.
@@ -142,7 +147,7 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         ]);
     }
     for engine in 0..settings.engines {
-        let device = engine_device(engine, &run_dir.engine_socket(engine));
+        let device = engine_device(settings, engine, &run_dir.engine_socket(engine));
         add(&["-device", &device.to_string()]);
     }
     for device in 0..settings.edu {

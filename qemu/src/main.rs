@@ -22,7 +22,7 @@ longshore-qemu COMMAND, variables as for make (see `make help`):
   debug                as run, stopped for gdb on port GDB=1234
   hot-remove           DEV=ioat0: presses the attention button
   hot-add              DEV=ioat0: a new engine in the same slot
-  yank                 DEV=ioat0 HOW=kill|power|allones: the engine vanishes
+  yank                 DEV=ioat0 HOW=kill|power|allones|freeze: the engine vanishes
   symbols ELF          puts the symbol table into a linked kernel
   symbolise ADDRESS…   names functions and source lines; KERNEL=build/longshore.elf
   bench                measures, Linux beside it; SHORT=1: less than two minutes
@@ -140,9 +140,10 @@ fn yank() -> Result<u8, Failure> {
         "kill" => How::Kill,
         "power" => How::Power,
         "allones" => How::AllOnes,
+        "freeze" => How::Freeze,
         _ => {
             return Err(Failure::usage(format!(
-                "HOW={name}: wants kill, power, allones"
+                "HOW={name}: wants kill, power, allones, freeze"
             )));
         }
     };

@@ -21,7 +21,7 @@ use crate::run_dir::RunDir;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 26] = [
+const VARIABLES: [&str; 27] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -42,6 +42,7 @@ const VARIABLES: [&str; 26] = [
     "CMD",
     "SERIAL",
     "FAULT",
+    "ANSWER",
     "APPEND",
     "TIMEOUT",
     "GDB",

@@ -82,6 +82,8 @@ pub struct Settings {
     pub engine: Option<String>,
     /// `FAULT`: what each engine gets as `--fault`; with the engine's number, for that one alone
     pub faults: Vec<(Option<u32>, String)>,
+    /// `ANSWER`: milliseconds that QEMU waits for an engine's answer; nothing for its own default
+    pub answer_ms: Option<u32>,
     /// `CMD`: console commands to run, then power off
     pub commands: Option<String>,
     /// `APPEND`: more words for the kernel command line
@@ -113,6 +115,7 @@ impl Default for Settings {
             qemu: None,
             engine: None,
             faults: Vec::new(),
+            answer_ms: None,
             commands: None,
             append: String::new(),
             timeout_s: 600,
@@ -121,6 +124,10 @@ impl Default for Settings {
         }
     }
 }
+
+/// For how long QEMU waits for the answer of an engine that is to freeze, unless `ANSWER` says: a
+/// CPU of the guest stands still meanwhile, by QEMU's own default for 5 s.
+const FREEZE_ANSWER_MS: u32 = 200;
 
 /// Longest kernel command line that the kernel keeps, in bytes.
 const COMMAND_LINE_LIMIT: usize = 2048;
@@ -164,6 +171,10 @@ impl Settings {
             qemu: vars.get("QEMU"),
             engine: vars.get("ENGINE"),
             faults: vars.faults()?,
+            answer_ms: match vars.get("ANSWER") {
+                Some(_) => Some(vars.number("ANSWER", 0, 1, 60_000)?),
+                None => None,
+            },
             commands: vars.get("CMD"),
             append: vars.get("APPEND").unwrap_or_default(),
             timeout_s: vars.number("TIMEOUT", default.timeout_s, 1, 1_000_000)?,
@@ -230,6 +241,16 @@ impl Settings {
             .iter()
             .filter(move |(only, _)| only.is_none_or(|only| only == engine))
             .map(|(_, spec)| spec.as_str())
+    }
+}
+
+impl Settings {
+    /// For how many milliseconds QEMU waits for an answer of this engine, where not by its default.
+    pub fn answer_ms_of(&self, engine: u32) -> Option<u32> {
+        let freezes = self
+            .faults_of(engine)
+            .any(|spec| spec.starts_with("freeze@"));
+        self.answer_ms.or(freezes.then_some(FREEZE_ANSWER_MS))
     }
 }
 
@@ -427,6 +448,8 @@ mod tests {
             ("V", "yes"),
             ("TIMEOUT", "0"),
             ("GDB", "65536"),
+            ("ANSWER", "0"),
+            ("ANSWER", "soon"),
             ("IOMMU", "on"),
             ("IOMMU", "maybe"),
             ("FIRMWARE", "bios"),
@@ -468,5 +491,15 @@ mod tests {
             settings.faults_of(1).collect::<Vec<_>>(),
             ["chancnt=0", "hang@100"]
         );
+    }
+
+    #[test]
+    fn an_engine_that_is_to_freeze_is_not_waited_for_long() {
+        let settings = read(&[("FAULT", "ioat1:freeze@100")]).unwrap();
+        let answers = [0, 1].map(|engine| settings.answer_ms_of(engine));
+        assert_eq!(answers, [None, Some(FREEZE_ANSWER_MS)]);
+        let settings = read(&[("FAULT", "ioat1:freeze@100"), ("ANSWER", "900")]).unwrap();
+        let answers = [0, 1].map(|engine| settings.answer_ms_of(engine));
+        assert_eq!(answers, [Some(900); 2]);
     }
 }

@@ -25,7 +25,7 @@ fn on(machine: &Machine, subcommand: &str, variables: &[(&str, &str)]) -> (Optio
 
 #[test]
 fn engines_vanish_in_every_way_and_come_back() {
-    let mut machine = bench().start(&[]);
+    let mut machine = bench().start(&[("ANSWER", "200")]);
     machine.await_prompt();
     let ok = |machine: &Machine, subcommand: &str, variables: &[(&str, &str)], said: &str| {
         let (status, text) = on(machine, subcommand, variables);
@@ -51,6 +51,12 @@ fn engines_vanish_in_every_way_and_come_back() {
         "{text}"
     );
     ok(&machine, "hot-add", &[("DEV", "ioat0")], "ioat0 added");
+    ok(
+        &machine,
+        "yank",
+        &[("DEV", "ioat0"), ("HOW", "freeze")],
+        "ioat0 yanked (freeze)",
+    );
     let (status, text) = on(&machine, "hot-add", &[("DEV", "ioat0")]);
     assert!(status == Some(1) && text.contains("already"), "{text}");
     ok(

@@ -361,7 +361,7 @@ impl Channel {
         }
         inner.set(channel::CHANCTRL, 2, control | disable);
         let n = shared.interrupts_raised.fetch_add(1, Ordering::Relaxed) + 1;
-        if shared.plan.drop_irq == Some(n) {
+        if shared.plan.drops_irq(n) {
             add(&shared.counters.faults, 1);
         } else {
             shared.function().raise(self.index);

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ioat_spec::pci::{self, Quirks};
 use ioat_spec::{ChanErr, channel, descriptor};
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     /// Bus mastering as configuration space has it; each channel looks under its own lock.
     dma: AtomicBool,
     gone: AtomicBool,
+    frozen: AtomicBool,
     ending: AtomicBool,
     pub(crate) hung: AtomicBool,
     pub(crate) data_seen: AtomicU64,
@@ -49,6 +51,10 @@ impl Shared {
         self.gone.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
@@ -59,6 +65,12 @@ impl Shared {
         for channel in &self.channels {
             channel.stop.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// As [`Shared::vanish`], and no request is answered any more.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
+        self.vanish();
     }
 }
 
@@ -91,6 +103,7 @@ impl Engine {
             counters,
             dma: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             hung: AtomicBool::new(false),
             data_seen: AtomicU64::new(0),
@@ -151,7 +164,7 @@ impl Engine {
 
     /// Reads configuration space, 4 KiB.
     pub fn config_read(&self, offset: u64, bytes: &mut [u8]) {
-        if self.shared.is_gone() {
+        if self.is_config_lost() {
             bytes.fill(0xff);
             return;
         }
@@ -162,7 +175,7 @@ impl Engine {
     /// Writes configuration space. Once a write that turned bus mastering off has returned, the
     /// engine accesses no memory.
     pub fn config_write(&self, offset: u64, bytes: &[u8]) {
-        if self.shared.is_gone() {
+        if self.is_config_lost() {
             return;
         }
         let offset = usize::try_from(offset).unwrap_or(config_space::LEN);
@@ -177,9 +190,7 @@ impl Engine {
         } else if dma {
             self.shared.channels.iter().for_each(Channel::wake);
         } else {
-            for channel in &self.shared.channels {
-                drop(channel.quiesce());
-            }
+            self.quiesce();
         }
     }
 
@@ -192,6 +203,23 @@ impl Engine {
     /// From here on the engine is gone: registers read all ones, DMA has stopped. For ever.
     pub fn vanish(&self) {
         self.shared.vanish();
+        self.quiesce();
+    }
+
+    /// From here on the engine answers nothing and accesses no memory. What descriptors are to move
+    /// that are under way is moved in part.
+    pub fn freeze(&self) {
+        self.shared.freeze();
+        self.quiesce();
+    }
+
+    /// After how long whoever embeds the engine passes on its answer to a read; `None` where
+    /// neither reads nor writes are answered any more. Its methods themselves give all ones then.
+    pub fn answers_in(&self) -> Option<Duration> {
+        (!self.shared.is_frozen()).then_some(self.shared.plan.late)
+    }
+
+    fn quiesce(&self) {
         for channel in &self.shared.channels {
             drop(channel.quiesce());
         }
@@ -240,6 +268,13 @@ impl Engine {
     fn is_lost(&self) -> bool {
         let gone = self.shared.is_gone();
         add(&self.shared.counters.mmio_after_gone, gone.into());
+        gone
+    }
+
+    /// Whether the engine is gone, in an access to configuration space.
+    fn is_config_lost(&self) -> bool {
+        let gone = self.shared.is_gone();
+        add(&self.shared.counters.config_after_gone, gone.into());
         gone
     }
 

@@ -27,8 +27,14 @@ pub enum Fault {
     Slow(u64),
     /// The Nth interrupt is lost.
     DropIrq(u64),
+    /// Every Nth interrupt is lost.
+    DropIrqs(u64),
     /// After N data descriptors the engine is gone.
     AllOnes(u64),
+    /// In the middle of the Nth data descriptor the engine stops for good, and answers no more.
+    Freeze(u64),
+    /// Every answer to a read takes this many microseconds more.
+    Late(u64),
     /// The engine comes up as somebody left it.
     Dirty,
     /// RESET never ends.
@@ -48,7 +54,11 @@ hang@N           the channel that meets the Nth data descriptor stays ACTIVE unt
 error@N[:BIT]    the Nth data descriptor fails, once, with bit BIT of CHANERR (8, reading data)
 slow=US          every data descriptor takes US microseconds more, up to 1000000
 drop-irq@N       the Nth interrupt is lost on its way, once
+drop-irq=N       every Nth interrupt is lost on its way; with N=1, all of them
 allones@N        after N data descriptors the engine is gone: registers read all ones, DMA stops
+freeze@N         the Nth data descriptor moves half of its bytes, then the engine stops for good:
+                 no channel works, no request is answered, and only a signal ends the program
+late=US          every answer to a read takes US microseconds more, up to 1000000
 dirty            the engine comes up as somebody left it: even channels HALTED with CHANERR and
                  CHANERR_INT set, odd ones ACTIVE and stuck, all of them IN_USE
 noreset          RESET stays set for ever and resets nothing
@@ -62,7 +72,11 @@ pub(crate) struct Plan {
     /// More time for every data descriptor.
     pub(crate) slow: Option<Duration>,
     pub(crate) drop_irq: Option<u64>,
+    pub(crate) drop_irqs: Option<u64>,
     pub(crate) all_ones: Option<u64>,
+    pub(crate) freeze: Option<u64>,
+    /// More time for every answer to a read.
+    pub(crate) late: Duration,
     pub(crate) dirty: bool,
     pub(crate) no_reset: bool,
 }
@@ -78,7 +92,10 @@ impl Plan {
                 }
                 Fault::Slow(us) => plan.slow = Some(Duration::from_micros(us)),
                 Fault::DropIrq(n) => plan.drop_irq = Some(n),
+                Fault::DropIrqs(n) => plan.drop_irqs = Some(n),
                 Fault::AllOnes(n) => plan.all_ones = Some(n),
+                Fault::Freeze(n) => plan.freeze = Some(n),
+                Fault::Late(us) => plan.late = Duration::from_micros(us),
                 Fault::Dirty => plan.dirty = true,
                 Fault::NoReset => plan.no_reset = true,
                 // Registers that read so, and what only the transport can do.
@@ -90,6 +107,11 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// Whether the interrupt of this number, from 1, is lost.
+    pub(crate) fn drops_irq(&self, n: u64) -> bool {
+        self.drop_irq == Some(n) || self.drop_irqs.is_some_and(|every| n.is_multiple_of(every))
     }
 }
 
@@ -128,6 +150,8 @@ fn parse(spec: &str) -> Option<Fault> {
                 .filter(|&n| n == 0 || n >= 12)
                 .map(|n| Fault::XferCap(n as u8)),
             "slow" => number(value, 1..=1_000_000).map(Fault::Slow),
+            "late" => number(value, 1..=1_000_000).map(Fault::Late),
+            "drop-irq" => number(value, 1..=u64::MAX).map(Fault::DropIrqs),
             "bar" => size(value).map(Fault::Bar),
             _ => None,
         };
@@ -138,6 +162,7 @@ fn parse(spec: &str) -> Option<Fault> {
         "hang" => number(value, 0..=u64::MAX).map(Fault::Hang),
         "drop-irq" => number(value, any).map(Fault::DropIrq),
         "allones" => number(value, 0..=u64::MAX).map(Fault::AllOnes),
+        "freeze" => number(value, any).map(Fault::Freeze),
         "error" => {
             let (at, bit) = value.split_once(':').unwrap_or((value, "8"));
             Some(Fault::Error(number(at, any)?, number(bit, 0..=27)? as u8))
@@ -180,14 +205,18 @@ mod tests {
             ("error@7:0", Fault::Error(7, 0)),
             ("slow=500", Fault::Slow(500)),
             ("drop-irq@1", Fault::DropIrq(1)),
+            ("drop-irq=3", Fault::DropIrqs(3)),
             ("allones@100", Fault::AllOnes(100)),
+            ("freeze@100", Fault::Freeze(100)),
+            ("late=1000000", Fault::Late(1_000_000)),
             ("dirty", Fault::Dirty),
             ("noreset", Fault::NoReset),
             ("silent", Fault::Silent),
         ];
         for (spec, fault) in examples {
             assert_eq!(spec.parse(), Ok(fault), "{spec}");
-            let name = spec.split(['=', '@']).next().unwrap();
+            let at = spec.find(['=', '@']).map_or(spec.len(), |at| at + 1);
+            let name = &spec[..at];
             assert!(HELP.lines().any(|line| line.starts_with(name)), "{name}");
         }
     }
@@ -210,6 +239,12 @@ mod tests {
             "bar=99999999T",
             "chancnt=32",
             "drop-irq@0",
+            "drop-irq=0",
+            "freeze@0",
+            "freeze=1",
+            "late@1",
+            "late=0",
+            "late=1000001",
             "slow=0",
             "slow=1000001",
             "Dirty",

@@ -39,6 +39,8 @@ statistics! {
     mmio_writes,
     /// Those of both that came when the engine was gone; they are in the two above as well.
     mmio_after_gone,
+    /// Accesses to configuration space that came when the engine was gone.
+    config_after_gone,
     /// Writes to a DMACOUNT.
     doorbells,
     /// Interrupts sent: messages, and rises of the INTx pin.
@@ -68,7 +70,7 @@ mod tests {
         add(&counters.bytes, 5);
         add(&counters.bytes, 6);
         let shown: Vec<_> = counters.snapshot().iter().collect();
-        assert_eq!(shown[7], ("bytes", 11));
-        assert_eq!(shown.len(), 9);
+        assert_eq!(shown[8], ("bytes", 11));
+        assert_eq!(shown.len(), 10);
     }
 }

@@ -5,7 +5,7 @@
 //! are already done.
 
 use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ enum Step {
     Lost(ChanErr),
     /// By order: see [`crate::Fault::Hang`].
     Hung,
+    /// By order: see [`crate::Fault::Freeze`].
+    Frozen,
 }
 
 /// Runs `channel` until the engine ends.
@@ -115,11 +117,20 @@ fn step(shared: &Shared, channel: &Channel, link: Link) -> Step {
         Some(n) if plan.hang == Some(n) && !shared.hung.swap(true, Ordering::Relaxed) => {
             return Step::Hung;
         }
+        Some(n) if plan.freeze == Some(n) => {
+            move_half(shared, &descriptor);
+            return Step::Frozen;
+        }
         Some(_) if plan.all_ones == Some(0) => Outcome::Stopped,
         Some(n) if plan.error.is_some_and(|(at, _)| at == n) => {
             Outcome::Failed(plan.error.map_or(ChanErr::READ_DATA, |(_, bit)| bit))
         }
-        Some(_) if plan.slow.is_some_and(|time| stopped_within(channel, time)) => Outcome::Stopped,
+        Some(_) if plan.slow.is_some_and(|time| stopped_within(channel, time)) => {
+            if shared.is_frozen() {
+                move_half(shared, &descriptor);
+            }
+            Outcome::Stopped
+        }
         _ => execute(&descriptor, &shared.limits, memory, &channel.stop),
     };
     Step::Ended {
@@ -128,6 +139,20 @@ fn step(shared: &Shared, channel: &Channel, link: Link) -> Step {
         outcome,
         number,
     }
+}
+
+/// Moves the first half of what `descriptor` is to move.
+fn move_half(shared: &Shared, descriptor: &Descriptor) {
+    let size = u64::from(descriptor.size());
+    let mut half = *descriptor;
+    half.0[0] -= size - size / 2;
+    // Whatever comes of it, nobody is told.
+    let _ = execute(
+        &half,
+        &shared.limits,
+        &*shared.memory,
+        &AtomicBool::new(false),
+    );
 }
 
 /// Takes `time`, unless the channel is stopped before: whether it was.
@@ -151,6 +176,10 @@ fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
         Step::Hung => {
             add(&counters.faults, 1);
             inner.stuck = Stuck::UntilReset;
+        }
+        Step::Frozen => {
+            add(&counters.faults, 1);
+            shared.freeze();
         }
         Step::Lost(error) => channel.fail(inner, shared, error),
         Step::Ended {

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -259,6 +259,51 @@ fn sigusr1_makes_the_engine_vanish_and_counts_go_on() {
 }
 
 #[test]
+fn sigusr2_freezes_the_engine_and_a_signal_still_ends_it() {
+    let mut program = Program::start("usr2", &["--log", "info"]);
+    let mut client = program.client();
+    let mut version = [0];
+    let bar = VFIO_PCI_BAR0_REGION_INDEX;
+    client
+        .region_read(bar, device::CBVER as u64, &mut version)
+        .unwrap();
+    program.signal(Signal::USR2);
+    let mut log = BufReader::new(program.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("freezes") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended");
+    }
+    let asked = std::thread::spawn(move || {
+        client
+            .region_read(bar, device::CBVER as u64, &mut version)
+            .is_ok()
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!asked.is_finished(), "answered");
+    program.signal(Signal::TERM);
+    assert!(program.end().success());
+    assert!(!asked.join().unwrap());
+    assert!(program.statistic("mmio_after_gone") <= 1);
+}
+
+#[test]
+fn late_answers_take_their_time() {
+    let program = Program::start("late", &["--fault", "late=30000"]);
+    let mut client = program.client();
+    let start = Instant::now();
+    let mut version = [0];
+    let bar = VFIO_PCI_BAR0_REGION_INDEX;
+    for _ in 0..3 {
+        client
+            .region_read(bar, device::CBVER as u64, &mut version)
+            .unwrap();
+    }
+    assert_eq!(version, [0x32]);
+    assert!(start.elapsed() >= Duration::from_millis(90));
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let dir = directory("stale");
     let socket = dir.join("sock");
@@ -303,6 +348,9 @@ fn bad_options_end_in_one_line_and_status_2() {
         "hang@N",
         "error@N",
         "SIGUSR1",
+        "SIGUSR2",
+        "freeze@N",
+        "late=US",
         "mmio_after_gone",
     ] {
         assert!(text.contains(word), "{word}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ioat_model::{EngineConfig, Fault};
 use ioat_spec::{ChanErr, Control, Descriptor, State, channel, device, pci};
-use rig::{DATA, Rig, copy, until};
+use rig::{DATA, Rig, copy, pattern, until};
 
 const SRC: u64 = DATA;
 const DST: u64 = DATA + 0x20_0000;
@@ -84,6 +84,68 @@ fn a_dropped_interrupt_is_dropped_once() {
 }
 
 #[test]
+fn every_nth_interrupt_can_be_dropped() {
+    for (every, arrive) in [(1, 0), (3, 4)] {
+        let rig = rig(Fault::DropIrqs(every));
+        rig.enable_messages();
+        let descriptor = Descriptor::null(Control::COMPLETION | Control::INT_EN, 0);
+        for _ in 0..6 {
+            rig.run(0, &[descriptor]);
+        }
+        assert_eq!(rig.machine.messages().len(), arrive, "every {every}");
+        assert_eq!(rig.engine.statistics().faults, 6 / every);
+    }
+}
+
+/// Whether the first half of what was copied has arrived, and the second has.
+fn halves(rig: &Rig, len: usize) -> [bool; 2] {
+    let (src, dst) = (rig.bytes(SRC, len), rig.bytes(DST, len));
+    [0..len / 2, len / 2..len].map(|half| src[half.clone()] == dst[half])
+}
+
+#[test]
+fn an_engine_freezes_in_the_middle_of_a_copy() {
+    let rig = rig(Fault::Freeze(2));
+    rig.write(SRC, &pattern(100_000));
+    assert_eq!(rig.engine.answers_in(), Some(Duration::ZERO));
+    let small = copy(SRC, DST + 0x10_0000, 8);
+    rig.submit(0, &[small, copy(SRC, DST, 100_000), small]);
+    until("frozen", || rig.engine.answers_in().is_none());
+    assert_eq!(halves(&rig, 100_000), [true, false]);
+    let done = rig.engine.statistics();
+    assert_eq!((done.descriptors, done.bytes, done.faults), (1, 8, 1));
+    let events = rig.machine.events().len();
+    rig.command(0, 0x20);
+    rig.ring(1, 1);
+    assert_eq!(rig.r64(channel::base(0) + channel::CHANSTS), u64::MAX);
+    std::thread::sleep(Duration::from_millis(2));
+    assert_eq!(rig.machine.events().len(), events);
+}
+
+#[test]
+fn an_engine_can_freeze_at_any_moment() {
+    let rig = rig(Fault::Slow(1_000_000));
+    rig.write(SRC, &pattern(1000));
+    rig.submit(0, &[copy(SRC, DST, 1000)]);
+    until("it is under way", || rig.state(0) == State::Active);
+    rig.engine.freeze();
+    assert_eq!(rig.engine.answers_in(), None);
+    // Where the copy had begun, half of it has been done.
+    assert!(!halves(&rig, 1000)[1]);
+    assert_eq!(rig.engine.statistics().descriptors, 0);
+    let events = rig.machine.events().len();
+    std::thread::sleep(Duration::from_millis(2));
+    assert_eq!(rig.machine.events().len(), events);
+}
+
+#[test]
+fn answers_can_be_late() {
+    let rig = rig(Fault::Late(700));
+    assert_eq!(rig.engine.answers_in(), Some(Duration::from_micros(700)));
+    assert_eq!(rig.run(0, &three()), State::Idle);
+}
+
+#[test]
 fn an_engine_that_is_gone_reads_all_ones_and_counts() {
     let rig = rig(Fault::AllOnes(2));
     rig.submit(0, &three());
@@ -97,6 +159,11 @@ fn an_engine_that_is_gone_reads_all_ones_and_counts() {
     rig.r32(device::DMACAPABILITY);
     let after = rig.engine.statistics();
     assert_eq!(after.mmio_after_gone - before.mmio_after_gone, 3);
+    assert_eq!(after.config_after_gone, before.config_after_gone);
+    rig.config_write(4, 0);
+    assert_eq!(rig.config(4), u32::MAX);
+    let config = rig.engine.statistics().config_after_gone;
+    assert_eq!(config - after.config_after_gone, 2);
     let events = rig.machine.events().len();
     std::thread::sleep(Duration::from_millis(2));
     assert_eq!(rig.machine.events().len(), events);

@@ -254,7 +254,7 @@ impl Linux {
                 "-device".into(),
                 format!("pcie-root-port,id={id},chassis={slot},slot={slot}"),
             ]);
-            let device = engine_device(number, &run_dir.engine_socket(number));
+            let device = engine_device(settings, number, &run_dir.engine_socket(number));
             args.extend(["-device".into(), device.to_string()]);
         }
         args

@@ -27,14 +27,25 @@ pub(crate) struct Backend {
     pub(crate) interrupts: Arc<Interrupts>,
 }
 
+impl Backend {
+    /// Never returns where the engine does not answer; the program's other threads go on.
+    fn hold_back(&self) {
+        while self.engine.answers_in().is_none() {
+            std::thread::park();
+        }
+    }
+}
+
 impl ServerBackend for Backend {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        std::thread::sleep(self.engine.answers_in().unwrap_or_default());
         match region {
             VFIO_PCI_BAR0_REGION_INDEX => self.engine.bar_read(offset, data),
             VFIO_PCI_CONFIG_REGION_INDEX => self.engine.config_read(offset, data),
             _ => data.fill(0),
         }
         log::trace!("region {region} read {offset:#x} {data:02x?}");
+        self.hold_back();
         Ok(())
     }
 
@@ -45,6 +56,7 @@ impl ServerBackend for Backend {
             VFIO_PCI_CONFIG_REGION_INDEX => self.engine.config_write(offset, data),
             _ => {}
         }
+        self.hold_back();
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ioat_model::{Engine, Irq};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use vfio_user::Server;
 
@@ -146,18 +146,25 @@ impl Ending {
 }
 
 fn watch_signals(ending: Ending) -> Result<(), String> {
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(|error| format!("signals: {error}"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGUSR2])
+        .map_err(|error| format!("signals: {error}"))?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                if signal == SIGUSR1 {
-                    log::info!("the engine is gone");
-                    ending.engine.vanish();
-                } else {
-                    ending.finish();
-                    std::process::exit(0);
+                match signal {
+                    SIGUSR1 => {
+                        log::info!("the engine is gone");
+                        ending.engine.vanish();
+                    }
+                    SIGUSR2 => {
+                        log::info!("the engine freezes");
+                        ending.engine.freeze();
+                    }
+                    _ => {
+                        ending.finish();
+                        std::process::exit(0);
+                    }
                 }
             }
         })

@@ -50,9 +50,11 @@ fn after_help() -> String {
          Signals:\n  \
          SIGTERM, SIGINT  write the statistics, remove the socket, end\n  \
          SIGUSR1          the engine is gone: registers read all ones, DMA stops, and accesses\n  \
-         \x20                are still counted (mmio_after_gone)\n\n\
-         Statistics: mmio_reads mmio_writes mmio_after_gone doorbells interrupts descriptors\n\
-         completions bytes faults.\n\n\
+         \x20                are still counted (mmio_after_gone)\n  \
+         SIGUSR2          the engine freezes: channels stop in the middle of what they do, and no\n  \
+         \x20                request is answered any more; only a signal ends it then\n\n\
+         Statistics: mmio_reads mmio_writes mmio_after_gone config_after_gone doorbells interrupts\n\
+         descriptors completions bytes faults.\n\n\
          Exit status: 0 after the client has disconnected or a signal, 1 if it could not serve,\n\
          2 for a bad option."
     )
