@@ -166,7 +166,7 @@ help:
 	@echo "  FAULT=                 'SPEC' or 'ioatN:SPEC' words: engines that misbehave, see"
 	@echo "                         build/ioat-model --help"
 	@echo "  ANSWER=                milliseconds for which QEMU waits for an engine's answer (5000;"
-	@echo "                         200 for those that are to freeze)"
+	@echo "                         500 for those that are to freeze)"
 	@echo "  ENGINE=                another engine program in place of build/ioat-model"
 	@echo "  ACCEL=tcg (kvm)        what executes guest code"
 	@echo "  ICOUNT=0 (1)           an instruction takes a nanosecond: the clock counts them"

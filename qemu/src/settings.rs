@@ -126,8 +126,9 @@ impl Default for Settings {
 }
 
 /// For how long QEMU waits for the answer of an engine that is to freeze, unless `ANSWER` says: a
-/// CPU of the guest stands still meanwhile, by QEMU's own default for 5 s.
-const FREEZE_ANSWER_MS: u32 = 200;
+/// CPU of the guest stands still meanwhile, by QEMU's own default for 5 s. Not much less: QEMU ends
+/// itself some time after an answer that came too late, as from an engine on a busy host.
+const FREEZE_ANSWER_MS: u32 = 500;
 
 /// Longest kernel command line that the kernel keeps, in bytes.
 const COMMAND_LINE_LIMIT: usize = 2048;

@@ -25,7 +25,7 @@ fn on(machine: &Machine, subcommand: &str, variables: &[(&str, &str)]) -> (Optio
 
 #[test]
 fn engines_vanish_in_every_way_and_come_back() {
-    let mut machine = bench().start(&[("ANSWER", "200")]);
+    let mut machine = bench().start(&[("ANSWER", "1000")]);
     machine.await_prompt();
     let ok = |machine: &Machine, subcommand: &str, variables: &[(&str, &str)], said: &str| {
         let (status, text) = on(machine, subcommand, variables);

@@ -21,6 +21,7 @@ use crate::client::Client;
 use crate::descriptor::Descriptor;
 use crate::life::{RequestError, Sharing};
 use crate::prep::{PrepError, PrepReason};
+use crate::provider::StartError;
 use crate::public::{Interest, Transaction};
 use crate::raid::{Pq, PqVal, Xor, XorVal};
 use crate::registry::Registry;
@@ -97,7 +98,8 @@ impl AsyncTx {
                     *tx.preferred.lock() = Some(Arc::new(channel));
                     return Ok(tx);
                 }
-                Err(RequestError::Gone) => {}
+                // The first client of an engine that has vanished while idle finds out.
+                Err(RequestError::Gone | RequestError::Start(StartError::Gone)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -522,6 +524,23 @@ mod tests {
         assert_eq!(via(&tx), "cpu");
         block_on(tx.close());
         assert_eq!(registry.interest(), 0);
+    }
+
+    #[test]
+    fn transfers_go_elsewhere_when_their_channel_turns_out_to_be_gone() {
+        let registry = Registry::new();
+        let gone = Mock::eager(2);
+        gone.state.lock().refuse_start = Some(StartError::Gone);
+        for mock in [gone, Mock::eager(2)] {
+            registry.register(mock::info(), vec![mock]).unwrap();
+        }
+        let preferred = registry.channel("dma0chan0").unwrap();
+        let client = Client::new("first");
+        let tx = block_on(AsyncTx::new(&registry, &client, Some(&preferred))).unwrap();
+        let (dst, src) = buffers(64);
+        let copied = block_on(tx.copy(dst, src)).unwrap();
+        assert_eq!(copied.via.name(), "dma1chan0");
+        block_on(tx.close());
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //!
 //! An operation owns its buffers: nobody has written its source since it was submitted, and nobody
 //! reads its destination before its fence. So it runs again, whole, whatever the device had done
-//! of it. Operations enter one ring in the order of their submission, or run one after the other:
+//! of it, and even if it wrote the same once more. But after the fence the destination is the
+//! client's: so the device must be kept from memory by then, or the operation is not run at all
+//! ([`Operation::expose`]). Operations enter one ring in the order of their submission, or run one after the other:
 //! what depended on its predecessor in the ring still does.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dma_fence::Fence;
+use dma_fence::{Fence, FenceError};
 use hal::time::{Duration, poll_until};
 
 use crate::capability::Capabilities;
@@ -36,10 +38,22 @@ pub(crate) struct Outcome {
     pub(crate) lost: usize,
 }
 
-/// Runs `operations` on other devices of `registry`, or on the CPU.
+/// Runs `operations` on other devices of `registry`, or on the CPU. Those that the removed device
+/// may still write for end with an error, which their channels count.
 pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outcome {
     let mut outcome = Outcome::default();
     let mut other: Option<Other> = None;
+    let (exposed, operations): (Vec<_>, Vec<_>) =
+        operations.into_iter().partition(Operation::is_exposed);
+    if !exposed.is_empty() {
+        log::error!(
+            "{} operations fail: a device that is gone may still write, their buffers are withheld",
+            exposed.len()
+        );
+    }
+    for operation in exposed {
+        operation.complete(Err(FenceError::Gone));
+    }
     for operation in operations {
         let Some(operation) = hand_on(&mut other, operation, &mut outcome).await else {
             continue;
@@ -171,9 +185,104 @@ mod tests {
     use super::*;
     use crate::Flags;
     use crate::mock::{self, Mock};
+    use crate::{Channel, Finished, Submitted, Work};
+    use hal::dma::withheld;
     use hal::dma::{Destination, Memory, Source};
     use hal::host::block_on;
     use std::vec;
+    use std::vec::Vec;
+
+    fn copy(channel: &Channel) -> Submitted<crate::Memcpy> {
+        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let descriptor = channel.prep_memcpy(dst, src, Flags::empty()).unwrap();
+        channel.submit(descriptor).unwrap()
+    }
+
+    /// A device that may still write when it has gone, and one that could do its work.
+    fn exposing() -> (Registry, crate::DmaDevice, Channel) {
+        let registry = Registry::new();
+        let mock = Mock::new(4);
+        mock.state.lock().exposes = true;
+        let device = registry.register(mock::info(), vec![mock]).unwrap();
+        registry
+            .register(mock::info(), vec![Mock::eager(4)])
+            .unwrap();
+        let channel = block_on(device.channels().next().unwrap().request()).unwrap();
+        (registry, device, channel)
+    }
+
+    #[test]
+    fn what_a_device_may_still_write_is_not_done_elsewhere() {
+        let (registry, device, channel) = exposing();
+        let copies: Vec<_> = (0..3).map(|_| copy(&channel)).collect();
+        channel.issue_pending();
+        let before = withheld();
+        let removal = block_on(registry.unregister(&device, Duration::from_millis(5)));
+        let done = removal.failed_over + removal.by_cpu;
+        assert_eq!((removal.in_flight, done, removal.lost), (3, 0, 3));
+        for copy in copies {
+            let Finished { buffers, result } = block_on(copy.finish());
+            assert_eq!(result, Err(FenceError::Gone));
+            assert!(buffers.is_none(), "the destination stays behind");
+        }
+        assert!(withheld() >= before + 3);
+        let other = registry.channel("dma1chan0").unwrap();
+        assert_eq!(other.counters().copies, 0);
+    }
+
+    #[test]
+    fn who_lets_go_of_what_may_still_be_written_does_not_get_it_back() {
+        let (_registry, _device, channel) = exposing();
+        let copy = copy(&channel);
+        channel.issue_pending();
+        let before = withheld();
+        block_on(channel.release());
+        let Finished { buffers, result } = block_on(copy.finish());
+        assert_eq!(result, Err(FenceError::Terminated));
+        assert!(buffers.is_none());
+        assert!(withheld() > before);
+    }
+
+    #[test]
+    fn every_destination_of_an_operation_is_withheld() {
+        let dst = || Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let src = || Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let srcs = crate::Sources::from_iter([src(), src()]);
+        let weighted = crate::Weighted::from_iter([(src(), 1)]);
+        let works = [
+            (
+                1,
+                Work::Memcpy {
+                    dst: dst(),
+                    src: src(),
+                },
+            ),
+            (
+                1,
+                Work::Memset {
+                    dst: dst(),
+                    value: 0,
+                },
+            ),
+            (1, Work::Xor(Box::new(crate::Xor { dst: dst(), srcs }))),
+            (
+                2,
+                Work::Pq(Box::new(crate::Pq {
+                    p: Some(dst()),
+                    q: Some(dst()),
+                    srcs: weighted,
+                })),
+            ),
+            (0, Work::Interrupt),
+        ];
+        for (destinations, mut work) in works {
+            work.withhold();
+            let before = withheld();
+            drop(work);
+            assert!(withheld() >= before + destinations);
+        }
+    }
 
     #[test]
     fn private_channels_take_over_nothing() {

@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) eager: bool,
     /// Rests; issues that come meanwhile count all the same.
     pub(crate) paused: bool,
+    /// May still write what it has not finished, when it is stopped.
+    pub(crate) exposes: bool,
     /// Does not terminate, as hardware that is stuck.
     pub(crate) stuck: bool,
     /// Ends everything with an error.
@@ -237,7 +239,12 @@ impl ChannelOps for Mock {
             drop(forgotten);
             state = self.state.lock();
         }
-        state.ring.drain(..).collect()
+        let exposes = state.exposes;
+        let mut left: Vec<_> = state.ring.drain(..).collect();
+        left.iter_mut()
+            .filter(|_| exposes)
+            .for_each(Operation::expose);
+        left
     }
 }
 

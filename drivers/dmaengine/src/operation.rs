@@ -31,6 +31,8 @@ impl fmt::Display for Cookie {
 pub struct Operation {
     work: Work,
     completion: Completion,
+    /// A device may still write its destinations.
+    exposed: bool,
 }
 
 /// Where a completed operation's buffers wait for the client.
@@ -51,7 +53,11 @@ pub(crate) struct Completion {
 
 impl Operation {
     pub(crate) fn new(work: Work, completion: Completion) -> Self {
-        Self { work, completion }
+        Self {
+            work,
+            completion,
+            exposed: false,
+        }
     }
 
     /// What to do with which buffers.
@@ -75,13 +81,33 @@ impl Operation {
     }
 
     /// Ends the operation: counts it, hands the buffers to the client, signals the fence, runs the
-    /// client's callback. No device reaches the buffers any more, and the caller holds no lock.
+    /// client's callback. No device reaches the buffers any more, unless it is
+    /// [exposed](Operation::expose), and the caller holds no lock.
     pub fn complete(self, result: Result<(), FenceError>) {
         let Self {
             work,
             mut completion,
+            exposed,
         } = self;
+        if exposed {
+            drop(work);
+            let error = result.err().unwrap_or(FenceError::Gone);
+            return completion.end(None, Err(error));
+        }
         completion.end(Some(work), result);
+    }
+
+    /// The device has not finished it, and may write its destinations at any time from now on: it
+    /// is gone, and nothing is there that keeps it from memory. Such an operation ends with an error
+    /// whatever it is completed with, is not done elsewhere, and its destinations are withheld:
+    /// nobody gets them any more.
+    pub fn expose(&mut self) {
+        self.exposed = true;
+        self.work.withhold();
+    }
+
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.exposed
     }
 
     /// An observer of its fence.
@@ -119,7 +145,9 @@ impl Operation {
 
     /// Ends without having run, as soon as its turn to end comes.
     pub(crate) fn into_ended(self, result: Result<(), FenceError>) -> Ended {
-        let Self { work, completion } = self;
+        let Self {
+            work, completion, ..
+        } = self;
         Ended {
             completion,
             work: Some(work),
@@ -145,6 +173,7 @@ impl Operation {
         let Self {
             work,
             mut completion,
+            ..
         } = self;
         completion.chan.withdraw();
         // Nobody has seen the fence of a refused operation.

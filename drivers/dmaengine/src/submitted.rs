@@ -22,7 +22,8 @@ pub struct Submitted<K: Kind> {
 /// How an operation ended.
 #[derive(Debug)]
 pub struct Finished<K: Kind> {
-    /// Its buffers. `None` where they cannot come back: the provider dropped the operation.
+    /// Its buffers. `None` where they cannot come back: the provider dropped the operation, or its
+    /// device is gone and may still write them.
     pub buffers: Option<K::Buffers>,
     /// Whether it did what it should; where it did not, the destination's bytes are undefined.
     pub result: Result<(), FenceError>,

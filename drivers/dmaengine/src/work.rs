@@ -95,6 +95,19 @@ impl Work {
             Self::Interrupt => {}
         }
     }
+
+    /// See [`Destination::withhold`].
+    pub(crate) fn withhold(&mut self) {
+        match self {
+            Self::Memcpy { dst, .. } | Self::Memset { dst, .. } => dst.withhold(),
+            Self::Xor(xor) => xor.dst.withhold(),
+            Self::Pq(pq) => [&mut pq.p, &mut pq.q]
+                .into_iter()
+                .flatten()
+                .for_each(Destination::withhold),
+            Self::XorVal(_) | Self::PqVal(_) | Self::Interrupt => {}
+        }
+    }
 }
 
 pub(crate) mod sealed {

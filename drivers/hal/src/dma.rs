@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 
@@ -45,6 +45,16 @@ pub struct Extent {
 pub struct Memory {
     raw: RawMemory,
     len: usize,
+    /// A device may still write it: nobody gets it any more.
+    withheld: bool,
+}
+
+/// Buffers that were withheld and dropped.
+static WITHHELD: AtomicUsize = AtomicUsize::new(0);
+
+/// How many buffers exist that nobody owns, because a device may still write them.
+pub fn withheld() -> usize {
+    WITHHELD.load(Ordering::Relaxed)
 }
 
 // SAFETY: `Memory` owns the pages it points to, as `Box<[u8]>` does.
@@ -71,7 +81,11 @@ impl Memory {
             .ok_or(OutOfMemory)?;
         // SAFETY: the machine hands out `raw.len` writable bytes that nobody else refers to.
         unsafe { raw.ptr.write_bytes(0, raw.len) };
-        Ok(Self { raw, len })
+        Ok(Self {
+            raw,
+            len,
+            withheld: false,
+        })
     }
 
     /// The physical memory behind the whole buffer. For those who map.
@@ -102,6 +116,10 @@ impl DerefMut for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.withheld {
+            WITHHELD.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         // SAFETY: `raw` came from `alloc_memory`; `self` was its only owner.
         unsafe { machine().free_memory(self.raw) };
     }
@@ -174,6 +192,12 @@ impl Destination {
     /// it as long as the mapping.
     pub fn into_memory(self) -> Memory {
         self.memory
+    }
+
+    /// The device that was to write it could not be stopped, and may write it at any time: whoever
+    /// drops the buffer, its memory is never handed out again. Its bytes are nobody's to read.
+    pub fn withhold(&mut self) {
+        self.memory.withheld = true;
     }
 
     /// Bytes to write.
@@ -269,6 +293,11 @@ pub trait DmaOps: Send + Sync {
     /// Takes that back. On return the device cannot reach the memory by this mapping any more, so
     /// far as the platform has the means to prevent it.
     fn unmap(&self, mapping: &RawMapping);
+    /// Keeps the device from all memory, whether it answers or not. On `true` it reaches none until
+    /// it is handed out anew; `false` where the platform has not, or not yet, the means.
+    fn isolate(&self) -> bool {
+        false
+    }
 }
 
 /// The address space in which one device does DMA.
@@ -296,6 +325,11 @@ impl DmaSpace {
     /// The highest address that the device can emit.
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// See [`DmaOps::isolate`].
+    pub fn isolate(&self) -> bool {
+        self.ops.isolate()
     }
 
     /// Maps what the device shall read. The caller keeps `source` as long as the mapping.
@@ -415,6 +449,12 @@ impl Coherent {
     pub fn addr(&self) -> DmaAddr<'_> {
         // One segment: `DmaSpace::coherent` refuses others.
         DmaAddr(self.mapping.raw.segments[0].0, PhantomData)
+    }
+
+    /// Takes it out of use where the device could not be stopped: its memory is never handed out
+    /// again.
+    pub fn withhold(mut self) {
+        self.memory.withheld = true;
     }
 
     /// Size in bytes.
@@ -557,6 +597,28 @@ mod tests {
             MapError::Unreachable
         );
         assert!(narrow.coherent(64, 64).is_err());
+    }
+
+    #[test]
+    fn withheld_memory_is_never_handed_out_again() {
+        let before = withheld();
+        let mut destination = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        destination.withhold();
+        let coherent = host::direct_space().coherent(64, 64).unwrap();
+        let kept = [destination.phys(), coherent.addr().bits()];
+        assert_eq!(withheld(), before, "somebody still owns them");
+        drop(destination);
+        coherent.withhold();
+        assert_eq!(withheld(), before + 2);
+        // Blocks of this size are handed out lowest first: these two would come again.
+        let others: Vec<_> = (0..64).map(|_| Memory::new(64).unwrap()).collect();
+        let taken = |phys| others.iter().any(|memory| memory.extent().phys == phys);
+        assert!(!kept.into_iter().any(taken));
+    }
+
+    #[test]
+    fn a_space_without_the_means_isolates_nobody() {
+        assert!(!host::direct_space().isolate());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::dma::DmaSpace;
 use crate::irq::Interrupts;
@@ -63,10 +64,11 @@ pub trait ConfigOps: Send + Sync {
     fn write(&self, offset: usize, width: Width, value: u32);
 }
 
-/// One function's configuration space.
+/// One function's configuration space. Its clones know of each other that the function is absent.
 #[derive(Clone)]
 pub struct Config {
     ops: Arc<dyn ConfigOps>,
+    absent: Arc<AtomicBool>,
 }
 
 /// Offsets of the type-independent header. PCI Express Base 7.5.1.1.
@@ -98,7 +100,21 @@ const EXTENDED_MAX: usize = (4096 - 256) / 4;
 impl Config {
     /// The configuration space behind `ops`.
     pub fn new(ops: Arc<dyn ConfigOps>) -> Self {
-        Self { ops }
+        Self {
+            ops,
+            absent: Arc::default(),
+        }
+    }
+
+    /// The function was found to be absent: no access follows, by any clone. What is read is all
+    /// ones, what is written goes nowhere.
+    pub fn set_absent(&self) {
+        self.absent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the function was found to be absent.
+    pub fn is_absent(&self) -> bool {
+        self.absent.load(Ordering::Relaxed)
     }
 
     /// Whether extended configuration space (offsets from 256 on) can be reached.
@@ -147,17 +163,19 @@ impl Config {
         self.write16(header::COMMAND, (command | set) & !clear);
     }
 
-    /// Lets the function issue memory requests, or not. On return what it had issued before is on
-    /// its way to memory, and nothing follows where it may not. An absent function is left alone.
-    pub fn set_bus_master(&self, on: bool) {
+    /// Lets the function issue memory requests, or not; whether it is seen to obey. On return what
+    /// it had issued before is on its way to memory, and nothing follows where it may not. An absent
+    /// function is left alone.
+    pub fn set_bus_master(&self, on: bool) -> bool {
         if !self.is_present() {
-            return;
+            return false;
         }
         let bit = header::COMMAND_BUS_MASTER;
         let (set, clear) = if on { (bit, 0) } else { (0, bit) };
         self.update_command(set, clear);
         // The read returns after writes that were on their way: it orders what follows.
-        self.read16(header::COMMAND);
+        let command = self.read16(header::COMMAND);
+        command != u16::MAX && (command & bit != 0) == on
     }
 
     /// The offset of the first capability `id`. PCI Express Base 7.5.3.
@@ -232,6 +250,7 @@ impl Config {
     fn covers(&self, offset: usize, width: Width) -> bool {
         let bytes = width.bytes();
         bytes <= 4
+            && !self.is_absent()
             && offset.is_multiple_of(bytes)
             && offset
                 .checked_add(bytes)
@@ -320,9 +339,29 @@ mod tests {
     fn an_absent_function_has_no_capabilities() {
         let config = Config::new(Arc::new(Bytes(alloc::vec![0xff; 4096])));
         assert!(!config.is_present());
-        config.set_bus_master(false);
+        assert!(!config.set_bus_master(false));
         assert_eq!(config.capabilities().count(), 0);
         assert_eq!(config.extended_capabilities().count(), 0);
+    }
+
+    #[test]
+    fn a_function_found_absent_is_not_touched_again() {
+        let config = space(256, &[(0x34, 0x40), (0x40, 5)]);
+        let clone = config.clone();
+        assert!(clone.is_present() && !clone.is_absent());
+        config.set_absent();
+        assert!(clone.is_absent() && !clone.is_present());
+        assert_eq!(clone.capability(5), None);
+        assert_eq!(clone.read32(0), u32::MAX);
+    }
+
+    #[test]
+    fn bus_mastering_is_read_back() {
+        // These bytes keep what they are: writes go nowhere.
+        let stubborn = space(256, &[(header::COMMAND, 1 << 2)]);
+        assert!(stubborn.set_bus_master(true));
+        assert!(!stubborn.set_bus_master(false));
+        assert!(space(256, &[]).set_bus_master(false));
     }
 
     #[test]

@@ -71,8 +71,12 @@ impl InFlight {
         self.operation.complete(result);
     }
 
-    /// Takes the engine's access away and the operation back.
-    pub(crate) fn into_operation(self) -> Operation {
+    /// Takes the engine's access away and the operation back; what the engine may still write is
+    /// withheld.
+    pub(crate) fn into_operation(mut self, exposed: bool) -> Operation {
+        if exposed {
+            self.operation.expose();
+        }
         self.operation
     }
 }
@@ -259,11 +263,15 @@ impl Chan {
         });
     }
 
-    /// Gives up the ring, of an engine that is stopped for good. Nothing enters any more.
+    /// Gives up the ring, of an engine that is stopped for good. Nothing enters any more. Where the
+    /// engine may still reach it, its memory is not used again.
     pub(crate) fn free_ring(&self) {
-        self.queue.close();
+        let ring = self.queue.close();
         self.running.store(false, Ordering::Relaxed);
         self.awake.store(false, Ordering::Relaxed);
+        if let Some(ring) = ring.filter(|_| self.device.is_exposed()) {
+            ring.withhold();
+        }
     }
 
     /// Keeps an operation for [`ChannelOps::reclaim`].
@@ -296,7 +304,12 @@ impl Chan {
         reset(device, &self.regs).await?;
         if let Err((status, errors)) = hardware::start(&self.regs, &ring).await {
             // The engine must let go of the ring before it is freed.
-            reset(device, &self.regs).await?;
+            if let Err(error) = reset(device, &self.regs).await {
+                if device.is_exposed() {
+                    ring.withhold();
+                }
+                return Err(error);
+            }
             return Err(StartError::NotReady { status, errors });
         }
         // Slot 0 held the descriptor of the start.
@@ -382,7 +395,7 @@ impl ChannelOps for Chan {
                 Refusal::Full => SubmitReason::Full,
                 Refusal::Torn => SubmitReason::Map(MapError::Exhausted),
             };
-            Rejected::new(entry.into_operation(), reason)
+            Rejected::new(entry.into_operation(false), reason)
         })
     }
 

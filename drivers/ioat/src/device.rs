@@ -8,12 +8,18 @@ use hal::dma::DmaSpace;
 use hal::irq::Interrupts;
 use hal::mmio::MmioRegion;
 use hal::pci::{Address, Config};
+use hal::time::{Duration, poll_until};
 use ioat_spec::pci::{CHANERR_INT, Part, Quirks};
 use ioat_spec::{CbVer, DmaCap, IntrCtrl, device};
 
 use crate::options::Options;
-use crate::presence::Presence;
+use crate::presence::{Presence, Reach};
 use crate::regs::Regs;
+
+/// How long it is waited for that a slot reports itself off or empty: power may take a second to go
+/// (PCI Express Base 6.7.1.8).
+const ISOLATE_LIMIT: Duration = Duration::from_secs(1);
+const ISOLATE_STEP: Duration = Duration::from_millis(10);
 
 pub(crate) struct Device {
     pub(crate) address: Address,
@@ -62,19 +68,47 @@ impl Device {
         self.presence.set_gone();
     }
 
-    /// The engine does not stop. Without bus mastering it reaches no memory, so that buffers and
-    /// rings can be freed; its other channels are lost with it.
-    pub(crate) fn cut_off(&self) {
-        self.set_bus_master(false);
+    /// The engine does not stop: its channels are lost, all of them.
+    pub(crate) fn set_broken(&self) {
         self.presence.set_broken();
     }
 
-    /// Lets the engine reach memory, or not. One whose registers read all ones may reach it still,
-    /// if its configuration space answers: it is cut off all the same.
-    pub(crate) fn set_bus_master(&self, on: bool) {
-        if !on || !self.is_gone() {
-            self.config.set_bus_master(on);
+    /// Keeps the engine from memory for good, so that buffers and rings can be given to others;
+    /// whether that has come true. The first call does it, others wait for what comes of it. Bounded
+    /// in time.
+    ///
+    /// Bus mastering is cleared and read back. That its configuration space does not answer either
+    /// is the one look at an engine that is gone: whoever has something above it is asked to isolate
+    /// it then, and it is not touched again.
+    pub(crate) async fn cut_off(&self) -> bool {
+        let presence = &self.presence;
+        if presence.close() {
+            let closed = self.config.set_bus_master(false) || self.isolate().await;
+            presence.set_reach(if closed {
+                Reach::Closed
+            } else {
+                Reach::Exposed
+            });
         }
+        let decided = || presence.reach() != Reach::Closing;
+        // Who does it takes no longer.
+        let _ = poll_until(2 * ISOLATE_LIMIT, ISOLATE_STEP, decided).await;
+        presence.reach() == Reach::Closed
+    }
+
+    async fn isolate(&self) -> bool {
+        if self.is_gone() {
+            self.config.set_absent();
+        }
+        let isolated = || self.dma.isolate();
+        poll_until(ISOLATE_LIMIT, ISOLATE_STEP, isolated)
+            .await
+            .is_ok()
+    }
+
+    /// Whether the engine was to be cut off from memory, and may write it all the same.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.presence.reach() == Reach::Exposed
     }
 
     /// Clears CHANERR_INT, which else keeps a channel in HALTED (SPDK).

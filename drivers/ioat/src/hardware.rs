@@ -19,17 +19,16 @@ const STEP: Duration = Duration::from_micros(50);
 /// Stops a channel, whatever it is doing, clears its errors and resets it. Gives the errors that
 /// CHANERR reported. On success the channel is HALTED and reaches no memory.
 ///
-/// An engine that does not answer is marked gone; one that does not stop is cut off from memory.
+/// An engine that does not answer is gone, one that does not stop is broken: both are cut off from
+/// memory.
 pub(crate) async fn reset(device: &Device, regs: &Regs) -> Result<ChanErr, ResetError> {
     let result = try_reset(device, regs).await;
     match result {
-        Err(ResetError::Gone) => {
-            device.set_gone();
-            device.set_bus_master(false);
-        }
-        Err(ResetError::Stuck) => device.cut_off(),
-        _ => {}
+        Err(ResetError::Gone) => device.set_gone(),
+        Err(ResetError::Stuck) => device.set_broken(),
+        _ => return result,
     }
+    device.cut_off().await;
     result
 }
 

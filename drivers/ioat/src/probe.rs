@@ -81,7 +81,7 @@ pub async fn probe_with(
     forbid_relaxed_ordering(&device.config);
     let (interrupt, lines) = bind(&device)?;
     device.set_interrupts(control(interrupt));
-    device.set_bus_master(true);
+    device.config.set_bus_master(true);
     let shared = interrupt.is_some_and(|kind| kind != IrqKind::MsiX);
     let mut lines = lines.into_iter();
     let mut common = if shared { lines.next() } else { None };
@@ -97,7 +97,7 @@ pub async fn probe_with(
         .collect();
     let registered = registry.register(info(&device), ops).map_err(|error| {
         device.set_interrupts(IntrCtrl::empty());
-        device.set_bus_master(false);
+        device.config.set_bus_master(false);
         ProbeError::Register(error)
     })?;
     let dispatcher = common.take().map(|line| dispatch(line, &channels));
@@ -171,12 +171,13 @@ impl Engine {
             stop.signal(Ok(()));
             let _ = stopped.wait().await;
         }
-        device.set_bus_master(false);
+        // From here on it reaches no memory: others may write where it would have. If it does all
+        // the same, what it had was marked when its channels stopped.
+        device.cut_off().await;
         for chan in channels {
             let line = chan.line.lock().take();
             drop(line);
         }
-        // The engine reaches no memory any more: others may write where it would have.
         quiesced.detach().await
     }
 }

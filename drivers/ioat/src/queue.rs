@@ -136,16 +136,17 @@ impl<R: Slots, T> Queue<R, T> {
     }
 
     /// Gives up the ring, of an engine that is stopped for good. Nothing enters any more.
-    pub(crate) fn close(&self) {
-        let given_up = {
+    pub(crate) fn close(&self) -> Option<R> {
+        let (entries, one, other) = {
             let mut producer = self.producer.lock();
             let mut cleaner = self.cleaner.lock();
             producer.live = false;
             let entries = mem::take(&mut cleaner.entries);
-            (producer.ring.take(), cleaner.ring.take(), entries)
+            (entries, producer.ring.take(), cleaner.ring.take())
         };
-        // Outside the locks.
-        drop(given_up);
+        // Outside the locks. Under them nobody else refers to the ring.
+        drop((entries, one));
+        other.and_then(Arc::into_inner)
     }
 
     /// Puts an entry into the slots that `write` writes, of the free ones that it is given. It says

@@ -31,6 +31,11 @@ impl Ring {
         Ok(Self { memory, slots })
     }
 
+    /// Takes its memory out of use for good: the engine may still read and write it.
+    pub(crate) fn withhold(self) {
+        self.memory.withhold();
+    }
+
     /// Where the engine sees slot `n`.
     pub(crate) fn address(&self, n: u64) -> u64 {
         self.memory.addr().bits() + (n & (self.slots - 1)) * LEN as u64

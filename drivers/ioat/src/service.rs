@@ -23,10 +23,11 @@ use crate::queue::Scope;
 
 /// How often the watchdog looks at the memory of an engine that has work, for completions whose
 /// interrupt was lost.
-const LOOK: Duration = Duration::from_millis(100);
-/// After how long without any it looks at the registers, and how often from then on. Linux's
-/// completion timeout is the same.
-const ASK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(25);
+/// After how long without any it looks at the registers, and how often from then on: an engine that
+/// vanished at its work is known after this time and one look more. Linux's completion timeout is
+/// 200 ms.
+const ASK: Duration = Duration::from_millis(100);
 /// How often an engine without interrupts is looked at while it has work.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -316,6 +317,10 @@ impl Watchdog {
     fn tick(&mut self, chan: &Chan) -> Option<Fault> {
         if !chan.is_running() {
             self.deadline = None;
+            // A removal that was under way already gets what is left, in its own time.
+            if chan.device.presence.is_leaving() {
+                return None;
+            }
             chan.abandon(if chan.device.is_gone() {
                 FenceError::Gone
             } else {
@@ -351,6 +356,7 @@ impl Watchdog {
         if now - self.looked < ASK {
             return None;
         }
+        let _turn = chan.device.presence.turn()?;
         self.looked = now;
         let Some(status) = chan.regs.status() else {
             return Some(Fault::Gone);
@@ -417,6 +423,7 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     }
     // Another channel may have taken the engine down meanwhile: then nothing here will run.
     let usable = reset.is_ok() && chan.device.is_usable();
+    let exposed = is_exposed(chan).await;
     let taken = take(chan, if usable { scope } else { Scope::All }, !usable).await;
     // What the engine said of itself before the reset has been dealt with.
     chan.requests.pending.lock().fault = None;
@@ -427,26 +434,33 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     }
     let lost = !chan.device.is_usable() && fault != Fault::Terminated;
     for entry in taken {
+        let operation = entry.into_operation(exposed);
         if lost {
-            chan.keep(entry.into_operation());
+            chan.keep(operation);
         } else {
-            entry.finish(Err(error));
+            operation.complete(Err(error));
         }
     }
     chan.delivered();
+}
+
+/// Whether the engine, if it is lost, may still write memory.
+async fn is_exposed(chan: &Chan) -> bool {
+    !chan.device.is_usable() && !chan.device.cut_off().await
 }
 
 /// Stops the channel for good, and keeps what it has not finished.
 async fn shut_down(chan: &Chan) {
     chan.silence();
     if chan.is_running() {
-        // Whatever it answers, the engine reaches no memory of ours any more.
+        // Whatever it answers, it is over.
         let _ = hardware::reset(&chan.device, &chan.regs).await;
     }
+    let exposed = is_exposed(chan).await;
     let taken = take(chan, Scope::All, true).await;
     chan.free_ring();
-    for operation in taken {
-        chan.keep(operation.into_operation());
+    for entry in taken {
+        chan.keep(entry.into_operation(exposed));
     }
     let left = {
         let mut pending = chan.requests.pending.lock();

@@ -47,7 +47,9 @@ pub fn now() -> Audit {
     let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
     leaked += vectors.saturating_sub(super::vectors() + serial::vectors());
     if clients == 0 && in_flight == 0 && dmaengine::waiting() == 0 {
-        leaked += fences.saturating_sub(super::fences()) + machine::buffers().saturating_sub(rings);
+        let buffers = rings + hal::dma::withheld();
+        leaked += fences.saturating_sub(super::fences());
+        leaked += machine::buffers().saturating_sub(buffers);
     }
     Audit {
         chans: channels.len(),

@@ -3,12 +3,14 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use hal::dma::{Direction, DmaOps, Extent, MapError, RawMapping};
+use hal::pci::Address;
 
 use crate::events::{self, Event};
+use crate::pci::bus;
 
-/// The address space of a device that no IOMMU confines.
+/// The address space of the function at an address, which no IOMMU confines.
 #[derive(Debug)]
-pub struct Direct;
+pub struct Direct(pub Address);
 
 /// Mappings of coherent memory that exist: kept here, as [`Event::Transfer`] is, where no driver
 /// writes.
@@ -34,6 +36,10 @@ impl DmaOps for Direct {
         } else {
             events::uncount(Event::Transfer);
         }
+    }
+
+    fn isolate(&self) -> bool {
+        bus::isolate(self.0)
     }
 }
 

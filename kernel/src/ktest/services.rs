@@ -90,7 +90,13 @@ async fn the_audit_counts_fences_buffers_and_mappings() -> TestResult {
     let memory = Arc::new(Memory::new(64).map_err(|e| alloc::format!("{e}"))?);
     ensure!(leaked() == 1, "a buffer: {}", audit::now());
     let source = Source::new(memory, 0..64).ok_or("empty")?;
-    let space = hal::dma::DmaSpace::new(Arc::new(dma::Direct));
+    let host_bridge = hal::pci::Address {
+        segment: 0,
+        bus: 0,
+        device: 0,
+        function: 0,
+    };
+    let space = hal::dma::DmaSpace::new(Arc::new(dma::Direct(host_bridge)));
     let mapping = space
         .map_source(&source)
         .map_err(|e| alloc::format!("{e}"))?;

@@ -15,6 +15,7 @@ use super::access::Fabric;
 use super::assign::{self, Window};
 use super::bars::{self, Bar};
 use super::interrupts::{self, FunctionInterrupts};
+use super::isolation;
 use super::scan::{self, Found, Header};
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
@@ -232,6 +233,10 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
     let ich9 = bus.devices.values().any(|d| {
         d.found.identity.vendor == 0x8086 && (0x2910..=0x2919).contains(&d.found.identity.device)
     });
+    if device.found.config.is_absent() {
+        log::warn!("{address}: not handed out: it did not answer");
+        return None;
+    }
     if device.bars.iter().any(|bar| bar.address == 0) {
         log::warn!("{address}: not handed out: a BAR has no address");
         return None;
@@ -263,7 +268,7 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
         identity: found.identity,
         config: found.config,
         bars,
-        dma: DmaSpace::new(Arc::new(crate::drivers::dma::Direct)),
+        dma: DmaSpace::new(Arc::new(crate::drivers::dma::Direct(address))),
         interrupts: Interrupts::new(irqs),
         node: crate::numa::of_function(address),
     })
@@ -281,6 +286,12 @@ pub fn forget(address: Address) -> bool {
         .config
         .update_command(header::COMMAND_INTX_DISABLE, both);
     true
+}
+
+/// Keeps the function at `address`, which does not answer, from all memory, if that can be:
+/// [`isolation::isolate`]. [`take`] has ports pass things on again.
+pub fn isolate(address: Address) -> bool {
+    bus().is_some_and(|bus| isolation::isolate(bus.devices.values().map(|d| &d.found), address))
 }
 
 /// Looks for functions that are not known yet, and gives them addresses. Returns theirs.

@@ -181,7 +181,9 @@ impl IrqOps for FunctionInterrupts {
         let Some(gone) = bound.remove(&(kind, index)) else {
             return;
         };
-        if let (IrqKind::MsiX, Some((table, offset))) = (kind, &self.table) {
+        // One that was found absent is not touched.
+        let table = self.table.as_ref().filter(|_| !self.config.is_absent());
+        if let (IrqKind::MsiX, Some((table, offset))) = (kind, table) {
             table.write32(offset + index * MSIX_ENTRY + 12, 1);
         }
         if !bound.keys().any(|&(other, _)| other == kind) {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaengine::{DmaChan, Registry};
-use hal::host::{self, direct_space};
+use hal::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, RawMapping};
+use hal::host;
 use hal::irq::{Interrupts, IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::{MmioOps, MmioRegion, Width};
 use hal::pci::{Address, Config, ConfigOps, Function, Identity, header};
@@ -29,6 +30,18 @@ pub(crate) struct Tricks {
     pub(crate) hold: AtomicUsize,
     pub(crate) fail_held: AtomicBool,
     suspended: AtomicBool,
+    /// Or until this is set; `late` is set when it has been done then.
+    pub(crate) release: AtomicBool,
+    pub(crate) late: AtomicBool,
+    /// Registers and, where that is set too, configuration space read all ones, and writes go
+    /// nowhere. The engine itself goes on.
+    pub(crate) deaf: AtomicBool,
+    pub(crate) deaf_config: AtomicBool,
+    /// The port above the engine can be told to pass nothing on; how often it was asked; and that it
+    /// does so.
+    pub(crate) isolable: AtomicBool,
+    pub(crate) isolations: AtomicUsize,
+    isolated: AtomicBool,
     /// A RESET waits while `hold_reset` is set, and says so.
     pub(crate) hold_reset: AtomicBool,
     pub(crate) reset_held: AtomicBool,
@@ -38,7 +51,9 @@ impl Tricks {
     /// Holds a copy. Bounded, for a driver that suspends nothing.
     fn held(&self) {
         let begun = std::time::Instant::now();
-        while !self.suspended.load(Ordering::Relaxed) && begun.elapsed().as_secs() < 20 {
+        let over =
+            || self.suspended.load(Ordering::Relaxed) || self.release.load(Ordering::Relaxed);
+        while !over() && begun.elapsed().as_secs() < 20 {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
     }
@@ -65,7 +80,15 @@ impl GuestMemory for Arena {
             }
         }
         host::bus_pointer(src, len).map_err(|_| CopyError::Source)?;
-        host::bus_copy(src, dst, len).map_err(|_| CopyError::Destination)
+        let isolated = self.0.isolated.load(Ordering::SeqCst);
+        let copied = if isolated {
+            Err(CopyError::Destination)
+        } else {
+            host::bus_copy(src, dst, len).map_err(|_| CopyError::Destination)
+        };
+        let released = self.0.release.load(Ordering::Relaxed);
+        self.0.late.store(released, Ordering::Release);
+        copied
     }
 
     fn load64(&self, addr: u64) -> Result<u64, MemoryError> {
@@ -78,6 +101,9 @@ impl GuestMemory for Arena {
 
     fn store64(&self, addr: u64, value: u64) -> Result<(), MemoryError> {
         // Completion words are all that the engine writes so.
+        if self.0.isolated.load(Ordering::SeqCst) {
+            return Err(MemoryError);
+        }
         let foreign = self.0.foreign_completion.load(Ordering::Relaxed);
         let value = if foreign { value + (1 << 30) } else { value };
         host::bus_store64(addr, value).map_err(|_| MemoryError)
@@ -160,8 +186,14 @@ impl MmioOps for Bar {
         if self.is_dead_command(offset) {
             return ChanCmd::RESET.bits().into();
         }
+        if self.1.deaf.load(Ordering::Relaxed) {
+            return width.ones();
+        }
         let mut bytes = [0; 8];
+        let answer = self.0.answers_in();
         self.0.bar_read(offset as u64, &mut bytes[..width.bytes()]);
+        // What QEMU does while an engine does not answer, but for less than its 5 s.
+        std::thread::sleep(answer.unwrap_or(std::time::Duration::from_millis(20)));
         u64::from_le_bytes(bytes)
     }
 
@@ -172,7 +204,7 @@ impl MmioOps for Bar {
                 std::thread::yield_now();
             }
         }
-        if self.is_dead_command(offset) {
+        if self.is_dead_command(offset) || self.1.deaf.load(Ordering::Relaxed) {
             return;
         }
         let bytes = value.to_le_bytes();
@@ -183,7 +215,34 @@ impl MmioOps for Bar {
     }
 }
 
-struct Space(Arc<Engine>);
+/// The bus as the engine's address space: addresses are physical ones.
+struct Bus(Arc<Tricks>);
+
+impl DmaOps for Bus {
+    fn map(&self, memory: Extent, _: Direction) -> Result<RawMapping, MapError> {
+        Ok(RawMapping {
+            segments: [(memory.phys, memory.len)].into_iter().collect(),
+            token: 0,
+        })
+    }
+
+    fn unmap(&self, _: &RawMapping) {}
+
+    fn isolate(&self) -> bool {
+        self.0.isolations.fetch_add(1, Ordering::Relaxed);
+        let isolated = self.0.isolable.load(Ordering::Relaxed);
+        self.0.isolated.fetch_or(isolated, Ordering::SeqCst);
+        isolated
+    }
+}
+
+struct Space(Arc<Engine>, Arc<Tricks>);
+
+impl Space {
+    fn is_deaf(&self) -> bool {
+        self.1.deaf_config.load(Ordering::Relaxed)
+    }
+}
 
 impl ConfigOps for Space {
     fn len(&self) -> usize {
@@ -191,6 +250,9 @@ impl ConfigOps for Space {
     }
 
     fn read(&self, offset: usize, width: Width) -> u32 {
+        if self.is_deaf() {
+            return width.ones() as u32;
+        }
         let mut bytes = [0; 4];
         self.0
             .config_read(offset as u64, &mut bytes[..width.bytes()]);
@@ -198,6 +260,9 @@ impl ConfigOps for Space {
     }
 
     fn write(&self, offset: usize, width: Width, value: u32) {
+        if self.is_deaf() {
+            return;
+        }
         let bytes = value.to_le_bytes();
         self.0.config_write(offset as u64, &bytes[..width.bytes()]);
     }
@@ -303,6 +368,7 @@ impl Rig {
     pub(crate) fn new(config: EngineConfig) -> Self {
         let controller = Arc::new(Controller::default());
         let tricks = Arc::new(Tricks::default());
+        tricks.isolable.store(true, Ordering::Relaxed);
         let memory = Arc::new(Arena(tricks.clone()));
         let engine = Engine::new(config.clone(), memory, controller.clone()).unwrap();
         Self {
@@ -316,7 +382,7 @@ impl Rig {
 
     /// The function as a kernel's bus would hand it to a driver.
     pub(crate) fn function(&self) -> Function {
-        let config = Config::new(Arc::new(Space(self.engine.clone())));
+        let config = Config::new(Arc::new(Space(self.engine.clone(), self.tricks.clone())));
         config.update_command(header::COMMAND_MEMORY, header::COMMAND_BUS_MASTER);
         let routes = Routes {
             controller: self.controller.clone(),
@@ -344,7 +410,7 @@ impl Rig {
             },
             config,
             bars,
-            dma: direct_space(),
+            dma: DmaSpace::new(Arc::new(Bus(self.tricks.clone()))),
             interrupts: Interrupts::new(Arc::new(routes)),
             node: None,
         }
@@ -352,7 +418,7 @@ impl Rig {
 
     /// Whether the engine may access memory.
     pub(crate) fn bus_master(&self) -> bool {
-        let config = Config::new(Arc::new(Space(self.engine.clone())));
+        let config = Config::new(Arc::new(Space(self.engine.clone(), self.tricks.clone())));
         config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER != 0
     }
 
