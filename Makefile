@@ -20,7 +20,7 @@ INSTALL := install -C
 .PHONY: run test debug hot-remove hot-add yank check doc clean help build tools kernel toolchain
 .PHONY: bench demo iso soak loom miri mutants fuzz
 
-run debug: settings build
+run debug demo: settings build
 	@$(LAUNCHER) $@
 
 test: build
@@ -140,7 +140,7 @@ mutants: tools nightly
 	    $(MUTANTS)/bin/cargo-mutants mutants --jobs 2 --output build $(FILES:%=--re %) || [ $$? = 3 ] || status=1;) \
 	exit $$status
 
-demo iso fuzz:
+iso fuzz:
 	@echo "make $@ is not there yet" >&2; exit 2
 
 help:

@@ -9,9 +9,10 @@
 //! | [`hotplug`], [`control`], [`qmp`] | removal, addition and yanking on the machine that runs |
 //! | [`symbols`], [`source_lines`] | names and lines for the kernel's panic report |
 //! | [`suite`], [`tally`] | `make test` |
-//! | [`scenario`] | machines under test |
+//! | [`scenario`], [`transcript`] | machines under test, and what they print |
 //! | [`linux`] | a Linux kernel on our engines |
 //! | [`bench`] | `make bench` |
+//! | [`demo`] | `make demo` |
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod bench;
 pub mod child;
 pub mod console;
 pub mod control;
+pub mod demo;
 pub mod engines;
 pub mod failure;
 pub mod hotplug;
@@ -35,3 +37,4 @@ pub mod suite;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
+pub mod transcript;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use longshore_qemu::bench::{self, plan::Plan};
 use longshore_qemu::child::{self, Spawner};
+use longshore_qemu::demo;
 use longshore_qemu::failure::{Context, Failure};
 use longshore_qemu::hotplug::{How, Running};
 use longshore_qemu::run::{self, Place};
@@ -26,6 +27,7 @@ longshore-qemu COMMAND, variables as for make (see `make help`):
   symbols ELF          puts the symbol table into a linked kernel
   symbolise ADDRESS…   names functions and source lines; KERNEL=build/longshore.elf
   bench                measures, Linux beside it; SHORT=1: less than two minutes
+  demo                 engines leave while they copy, told as it happens; RUN_DIR=build/run
   test                 runs all tests; SKIPS=0 of them may be skipped";
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn dispatch(args: &[String]) -> Result<u8, Failure> {
         }
         ("symbolise", addresses) if !addresses.is_empty() => symbolise(addresses),
         ("bench", []) => benchmark(),
+        ("demo", []) => tour(),
         ("test", []) => test(),
         ("help" | "--help" | "-h", _) => {
             println!("{USAGE}");
@@ -186,6 +189,16 @@ fn benchmark() -> Result<u8, Failure> {
         out: "build/bench".into(),
     };
     bench::run(&place, &settings, &plan)
+}
+
+fn tour() -> Result<u8, Failure> {
+    let settings = read_settings()?;
+    let place = demo::Place {
+        root: enter_root()?,
+        launcher: std::env::current_exe().context("this program's path")?,
+        run_dir: run_dir(),
+    };
+    demo::run(&place, &settings)
 }
 
 fn test() -> Result<u8, Failure> {

@@ -2,20 +2,19 @@
 //!
 //! For tests only: what does not happen as expected is a panic that shows the console so far.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::child;
 use crate::console::PROMPT;
 use crate::run_dir::RunDir;
+use crate::transcript::Transcript;
 
 /// How long a machine may take for something that takes a second where nothing else runs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -155,77 +154,6 @@ impl Bench {
     }
 }
 
-/// What a program has printed so far.
-#[derive(Default)]
-struct Transcript {
-    text: Mutex<(Vec<u8>, bool)>,
-    more: Condvar,
-}
-
-impl Transcript {
-    fn follow(source: Option<impl Read + Send + 'static>) -> Arc<Self> {
-        let transcript = Arc::new(Self::default());
-        let Some(mut source) = source else {
-            return transcript;
-        };
-        let writer = transcript.clone();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = source.read(&mut buffer) {
-                writer.lock().0.extend_from_slice(&buffer[..len]);
-                writer.more.notify_all();
-            }
-            writer.lock().1 = true;
-            writer.more.notify_all();
-        });
-        transcript
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Vec<u8>, bool)> {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.lock().0).replace('\r', "")
-    }
-
-    /// Where `wanted` ends, looked for from `from` on; nothing when time or text ends before.
-    fn find(&self, wanted: &[u8], from: usize, patience: Duration) -> Option<usize> {
-        let deadline = Instant::now() + patience;
-        let mut text = self.lock();
-        loop {
-            let found = text.0[from..]
-                .windows(wanted.len())
-                .position(|window| window == wanted);
-            if let Some(at) = found {
-                return Some(from + at + wanted.len());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || text.1 {
-                return None;
-            }
-            text = self
-                .more
-                .wait_timeout(text, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    fn await_end(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        let mut text = self.lock();
-        while !text.1 && Instant::now() < deadline {
-            let tick = Duration::from_millis(100);
-            text = self
-                .more
-                .wait_timeout(text, tick)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-}
-
 /// A machine that runs.
 pub struct Machine {
     child: Child,
@@ -296,8 +224,7 @@ impl Machine {
         self.await_text("\n", PATIENCE);
         let start = self.read;
         self.await_text(&format!("\n{PROMPT}"), patience);
-        let text =
-            String::from_utf8_lossy(&self.console.lock().0[start..self.read]).replace('\r', "");
+        let text = self.console.part(start..self.read);
         text.trim_end_matches(PROMPT)
             .lines()
             .map(String::from)
