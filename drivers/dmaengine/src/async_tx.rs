@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use dma_fence::FenceError;
+use dma_fence::{Fence, FenceError};
 use hal::dma::{Destination, Source};
 use hal::time::{Duration, Instant};
 use spin::Mutex;
@@ -129,6 +129,22 @@ impl AsyncTx {
     ) -> Result<Sent<Memcpy>, PrepError<Memcpy>> {
         self.send((dst, src), |channel, (dst, src)| {
             channel.prep_memcpy(dst, src, flags)
+        })
+        .await
+    }
+
+    /// As [`AsyncTx::memcpy`], of a copy that starts after the work behind `fence` has ended; see
+    /// [`Descriptor::after`].
+    pub async fn memcpy_after(
+        &self,
+        dst: Destination,
+        src: Source,
+        flags: Flags,
+        fence: &Fence,
+    ) -> Result<Sent<Memcpy>, PrepError<Memcpy>> {
+        self.send((dst, src), |channel, (dst, src)| {
+            let descriptor = channel.prep_memcpy(dst, src, flags)?;
+            Ok(descriptor.after(fence))
         })
         .await
     }

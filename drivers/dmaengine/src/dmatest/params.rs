@@ -10,6 +10,8 @@ use crate::device::DeviceInfo;
 const THREADS_MAX: usize = 256;
 /// Sources of an exclusive or or a parity, at most.
 const SOURCES_MAX: usize = 32;
+/// Copies that wait for each other, at most: as many as a ring of the usual size holds.
+const CHAIN_MAX: usize = 1023;
 /// The longest timeout, in milliseconds; Linux calls it "maximum timeout".
 const TIMEOUT_MAX: u64 = 0xffff_ffff;
 
@@ -58,6 +60,9 @@ pub struct Params {
     pub pq_sources: usize,
     /// What the threads do.
     pub dmatest: TestType,
+    /// Copies in flight at once, each of them to start after the one before it has ended. Linux has
+    /// no such parameter.
+    pub chain: usize,
 }
 
 impl TestType {
@@ -99,6 +104,7 @@ impl Default for Params {
             xor_sources: 3,
             pq_sources: 3,
             dmatest: TestType::Copy,
+            chain: 1,
         }
     }
 }
@@ -139,7 +145,8 @@ impl Params {
             (wanted | 1).min((most - 1) | 1)
         };
         match self.dmatest {
-            TestType::Copy | TestType::Set => (1, 1),
+            TestType::Copy => (self.chain, self.chain),
+            TestType::Set => (1, 1),
             TestType::Xor => (odd(self.xor_sources, info.max_xor), 1),
             TestType::Pq => (odd(self.pq_sources, info.max_pq), 2),
         }
@@ -164,6 +171,7 @@ impl Params {
             },
             "xor_sources" => self.xor_sources = size(key, value)?,
             "pq_sources" => self.pq_sources = size(key, value)?,
+            "chain" => self.chain = size(key, value)?,
             "dmatest" => match number(key, value)? {
                 0 => self.dmatest = TestType::Copy,
                 1 => self.dmatest = TestType::Set,
@@ -211,6 +219,13 @@ impl Params {
             return wrong(format_args!(
                 "alignment={log2}: more than test_buf_size={size}"
             ));
+        }
+        if !(1..=CHAIN_MAX).contains(&self.chain) {
+            let chain = self.chain;
+            return wrong(format_args!("chain={chain}: expected 1 to {CHAIN_MAX}"));
+        }
+        if self.chain > 1 && self.dmatest != TestType::Copy {
+            return wrong(format_args!("chain: only copies, dmatest=0"));
         }
         for (key, sources) in [
             ("xor_sources", self.xor_sources),
@@ -264,7 +279,7 @@ mod tests {
         let params = parse(
             "channel=dma1chan2 test_buf_size=0x100 iterations=7 threads_per_chan=3 max_channels=4 \
              timeout=50 noverify=1 norandom=Y polled=y transfer_size=64 alignment=3 \
-             xor_sources=5 pq_sources=6 dmatest=1",
+             xor_sources=5 pq_sources=6 dmatest=1 chain=1",
         );
         let expected = Params {
             channel: Some("dma1chan2".to_string()),
@@ -281,6 +296,7 @@ mod tests {
             xor_sources: 5,
             pq_sources: 6,
             dmatest: TestType::Set,
+            chain: 1,
         };
         assert_eq!(params.unwrap(), expected);
     }
@@ -305,6 +321,8 @@ mod tests {
             ("polled=maybe", "expected 0 or 1"),
             ("dmatest=4", "0 is memcpy, 1 memset, 2 xor, 3 pq"),
             ("xor_sources=1", "expected 2 to 32"),
+            ("chain=0", "expected 1 to 1023"),
+            ("chain=2 dmatest=1", "only copies"),
             ("colour=red", "colour: unknown parameter"),
             ("iterations", "iterations: expected key=value"),
             ("iterations=", "expected a number"),

@@ -379,6 +379,16 @@ mod tests {
     }
 
     #[test]
+    fn copies_in_a_chain_end_one_after_the_other() {
+        let registry = with(&Mock::eager(8));
+        // More than the ring holds.
+        let (result, lines) = run_line(&registry, "chain=20 iterations=5 test_buf_size=64");
+        let summary = result.unwrap();
+        assert_eq!((summary.tests, summary.failures), (5, 0), "{lines:?}");
+        assert_eq!(registry.channels()[0].counters().copies, 100);
+    }
+
+    #[test]
     fn fills_are_tested_too() {
         let registry = with(&Mock::eager(8));
         let (result, lines) = run_line(&registry, "dmatest=1 iterations=30 polled=1");

@@ -23,7 +23,7 @@ use crate::chan::DmaChan;
 use crate::prep::{PrepError, PrepReason};
 use crate::raid::{Pq, Sources, Xor};
 use crate::submitted::Submitted;
-use crate::work::Kind;
+use crate::work::{Kind, Memcpy};
 
 /// Differing bytes that are printed, per part of a buffer. Linux prints as many.
 const MISMATCHES_SHOWN: usize = 32;
@@ -131,7 +131,7 @@ impl Thread {
             report.tests += 1;
             let place = test.place(&mut random);
             let (back, result) = test.once(place, buffers, &mut report.time).await;
-            report.bytes += place.len as u64;
+            report.bytes += (place.len * test.params.chain) as u64;
             left = back;
             let Err(failure) = result else { continue };
             report.failures += 1;
@@ -263,20 +263,15 @@ impl Test<'_> {
     }
 
     /// One operation on `dsts` and `srcs`, as many as [`Params::blocks`] says.
-    async fn operation(&self, mut dsts: Destinations, mut srcs: Sources) -> Outcome<Blocks> {
+    async fn operation(&self, mut dsts: Destinations, srcs: Sources) -> Outcome<Blocks> {
         let flags = self.flags();
         let Some(dst) = dsts.pop() else {
             return (None, Err(Failure::End("no buffers", EIO)));
         };
         match self.params.dmatest {
             TestType::Copy => {
-                let Some(src) = srcs.pop() else {
-                    return (None, Err(Failure::End("no buffers", EIO)));
-                };
-                let (back, result) = self.transfer(self.tx.memcpy(dst, src, flags).await).await;
-                let blocks =
-                    |(dst, src)| (Destinations::from_iter([dst]), Sources::from_iter([src]));
-                (back.map(blocks), result)
+                dsts.push(dst);
+                self.chain(dsts, srcs).await
             }
             TestType::Set => {
                 let sent = self.tx.memset(dst, pattern::SET, flags).await;
@@ -308,6 +303,61 @@ impl Test<'_> {
                 (back.map(blocks), result)
             }
         }
+    }
+
+    /// Copies each source to its destination, after the one before.
+    async fn chain(&self, dsts: Destinations, srcs: Sources) -> Outcome<Blocks> {
+        let (mut dsts, mut srcs) = (dsts.into_iter(), srcs.into_iter());
+        let mut chain: Vec<Sent<Memcpy>> = Vec::with_capacity(dsts.len());
+        let mut result = Ok(());
+        let mut back = (Destinations::new(), Sources::new());
+        let mut lost = false;
+        while let (Some(dst), Some(src)) = (dsts.next(), srcs.next()) {
+            let mut flags = self.flags();
+            // Those behind it in the same ring need not wait outside.
+            flags.set(Flags::FENCE, dsts.len() > 0);
+            let sent = match chain.last() {
+                Some(last) => {
+                    self.tx
+                        .memcpy_after(dst, src, flags, last.submitted.fence())
+                        .await
+                }
+                None => self.tx.memcpy(dst, src, flags).await,
+            };
+            match sent {
+                Ok(sent) => chain.push(sent),
+                Err(error) => {
+                    back.0.push(error.buffers.0);
+                    back.1.push(error.buffers.1);
+                    result = Err(prep_failure(error.reason));
+                    break;
+                }
+            }
+        }
+        back.0.extend(dsts);
+        back.1.extend(srcs);
+        // The last one first: then all must have ended.
+        let mut ended = false;
+        while let Some(sent) = chain.pop() {
+            if ended && !sent.submitted.fence().is_signalled() {
+                result = result.and(Err(Failure::Test(
+                    "ended before what it comes after",
+                    None,
+                    0,
+                )));
+            }
+            ended = true;
+            let (buffers, its) = self.transfer(Ok(sent)).await;
+            result = result.and(its);
+            match buffers {
+                Some((dst, src)) => {
+                    back.0.push(dst);
+                    back.1.push(src);
+                }
+                None => lost = true,
+            }
+        }
+        ((!lost).then_some(back), result)
     }
 
     fn flags(&self) -> Flags {
