@@ -145,12 +145,14 @@ impl Engines {
         self.running.get(engine as usize)?.as_ref().map(Child::id)
     }
 
-    /// Kills an engine without warning: nothing is written, nothing said.
+    /// Kills an engine without warning: nothing is written, nothing said. It has read all messages
+    /// then, if nobody sends more meanwhile.
     pub fn kill(&mut self, engine: u32) -> Result<(), Failure> {
         let id = engine_id(engine);
-        if self.pid(engine).is_none() {
+        let Some(pid) = self.pid(engine) else {
             return Err(Failure::run(format!("{id} does not run")));
-        }
+        };
+        await_sleep(pid);
         if let Some(mut child) = self.running[engine as usize].take() {
             child.kill().context(&id)?;
             child.wait().context(&id)?;
@@ -192,6 +194,25 @@ impl Drop for Engines {
 
 /// Does some process listen on this socket? Asks the kernel's table, because a connection would use
 /// up the one client that an engine serves.
+/// Waits until the main thread of a process has been seen asleep several times in a row, for a second
+/// at most. An engine's reads messages, and sleeps when there are none.
+fn await_sleep(pid: u32) {
+    const LOOKS: u32 = 5;
+    const STEP: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let mut asleep = 0;
+    while asleep < LOOKS && Instant::now() < deadline {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat"));
+        // proc_pid_stat(5): the state follows the name, which is in parentheses.
+        let sleeps = stat.is_ok_and(|stat| {
+            let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+            state.is_some_and(|state| state.starts_with('S'))
+        });
+        asleep = if sleeps { asleep + 1 } else { 0 };
+        std::thread::sleep(STEP);
+    }
+}
+
 fn is_listening(socket: &Path) -> bool {
     fs::read_to_string("/proc/net/unix")
         .is_ok_and(|table| table.lines().any(|line| names_listener(line, socket)))

@@ -101,7 +101,14 @@ impl Running {
     /// Lets the engine vanish.
     pub fn yank(&mut self, how: How) -> Result<(), Failure> {
         match how {
-            How::Kill => control::ask(&self.run_dir.control(), Verb::Kill, self.engine),
+            How::Kill => {
+                // QEMU 11.1 ends itself where a process dies with messages that it has not read. So
+                // the machine stands still while this one dies, and sends none.
+                self.qmp.execute("stop", json!({}))?;
+                let killed = control::ask(&self.run_dir.control(), Verb::Kill, self.engine);
+                self.qmp.execute("cont", json!({}))?;
+                killed
+            }
             How::AllOnes => control::ask(&self.run_dir.control(), Verb::AllOnes, self.engine),
             How::Freeze => control::ask(&self.run_dir.control(), Verb::Freeze, self.engine),
             How::Power => {
