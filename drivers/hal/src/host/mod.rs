@@ -243,8 +243,9 @@ fn longshore_hal_cpu_possible() -> usize {
 
 #[unsafe(no_mangle)]
 fn longshore_hal_local_add(counter: usize, delta: isize) {
-    COUNTER[longshore_hal_cpu_current()][counter].fetch_add(delta, Ordering::SeqCst);
     // What a probe answers concerns barriers alone.
+    let _ = probe::at(Moment::Counting);
+    COUNTER[longshore_hal_cpu_current()][counter].fetch_add(delta, Ordering::SeqCst);
     let _ = probe::at(Moment::Count { counter, delta });
 }
 

@@ -9,6 +9,8 @@ use crate::cpu::BarrierTimeout;
 /// When a probe is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
+    /// A CPU-local counter is about to be changed.
+    Counting,
     /// A CPU-local counter has been changed.
     Count {
         /// Which.
