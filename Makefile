@@ -105,7 +105,7 @@ loom: toolchain
 # of `edu`.
 NIGHTLY := nightly-2026-05-20
 MIRI := cargo +$(NIGHTLY) miri test --quiet --target-dir $(TARGET_DIR)/miri
-MIRI_PROPTEST := -Zmiri-env-set=PROPTEST_CASES=8 -Zmiri-env-set=PROPTEST_DISABLE_FAILURE_PERSISTENCE=1
+MIRI_PROPTEST := -Zmiri-env-set=PROPTEST_CASES=4 -Zmiri-env-set=PROPTEST_DISABLE_FAILURE_PERSISTENCE=1
 .PHONY: nightly
 nightly: toolchain
 	@rustup component list --toolchain $(NIGHTLY) --installed 2>/dev/null | grep -q ^miri || \
