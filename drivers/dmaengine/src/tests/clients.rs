@@ -230,6 +230,7 @@ fn s3_11_a_release_that_leaves_others_is_warned_of_and_goes_on() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "to read text takes Miri minutes")]
 fn s3_6_nobody_is_called_a_slave() {
     let sources = concat!(
         include_str!("../provider.rs"),
