@@ -312,7 +312,7 @@ fn what_a_client_terminates_is_not_lost() {
 
 #[test]
 fn an_unload_keeps_out_who_comes_late() {
-    for _ in 0..50 {
+    for _ in 0..mock::times(50) {
         let registry = Registry::new();
         let device = device(&registry, &[Mock::eager(4)]);
         let chan = device.channels().next().unwrap();
