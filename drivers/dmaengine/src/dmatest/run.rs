@@ -398,17 +398,18 @@ mod tests {
 
     #[test]
     fn the_cpu_does_what_no_engine_can() {
+        let tests = mock::times(30);
         for (test, kind) in [("2", "xor"), ("3", "pq")] {
             let registry = with(&Mock::eager(8));
-            let line = format!("dmatest={test} iterations=30 {kind}_sources=4");
+            let line = format!("dmatest={test} iterations={tests} {kind}_sources=4");
             let (result, lines) = run_line(&registry, &line);
             let summary = result.unwrap();
-            assert_eq!((summary.tests, summary.failures), (30, 0));
+            assert_eq!((summary.tests, summary.failures), (tests as u64, 0));
             let says = format!("dmatest: no engine found that can {kind}, the CPU does it");
             assert_eq!(lines[0], says);
-            let start = format!("dmatest: cpu-{kind}0: summary 30 tests, 0 failures ");
+            let start = format!("dmatest: cpu-{kind}0: summary {tests} tests, 0 failures ");
             assert!(lines[2].starts_with(&start), "{lines:?}");
-            assert_eq!(registry.cpu().counters().parities, 30);
+            assert_eq!(registry.cpu().counters().parities, tests as u64);
         }
     }
 
@@ -427,7 +428,7 @@ mod tests {
 
     #[test]
     fn parities_are_tested_with_as_many_sources_as_an_engine_takes() {
-        let tests = if cfg!(miri) { 1 } else { 5 };
+        let tests = mock::times(5) as u64;
         for test in ["2", "3"] {
             for (max, by_engine) in [(2, 0), (3, tests), (4, tests), (8, tests)] {
                 let (registry, _mock) = with_parities(max);
