@@ -382,10 +382,12 @@ mod tests {
     fn copies_in_a_chain_end_one_after_the_other() {
         let registry = with(&Mock::eager(8));
         // More than the ring holds.
-        let (result, lines) = run_line(&registry, "chain=20 iterations=5 test_buf_size=64");
+        let tests = mock::times(5) as u64;
+        let line = format!("chain=20 iterations={tests} test_buf_size=64");
+        let (result, lines) = run_line(&registry, &line);
         let summary = result.unwrap();
-        assert_eq!((summary.tests, summary.failures), (5, 0), "{lines:?}");
-        assert_eq!(registry.channels()[0].counters().copies, 100);
+        assert_eq!((summary.tests, summary.failures), (tests, 0), "{lines:?}");
+        assert_eq!(registry.channels()[0].counters().copies, 20 * tests);
     }
 
     #[test]
