@@ -4,7 +4,10 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::task::Poll;
 
 use crate::capability::Capabilities;
 use crate::chan::{Chan, DmaChan};
@@ -43,6 +46,8 @@ struct Inner {
     channels: Vec<Arc<Chan>>,
     /// How far its removal is: a [`Phase`].
     phase: AtomicU8,
+    /// Its removal waits for nobody any more.
+    hurried: AtomicBool,
     moved_on: WaitList,
 }
 
@@ -68,6 +73,7 @@ impl DmaDevice {
                 info,
                 channels,
                 phase: AtomicU8::new(Phase::Live as u8),
+                hurried: AtomicBool::new(false),
                 moved_on: WaitList::default(),
             }),
         }
@@ -97,6 +103,27 @@ impl DmaDevice {
             (now >= phase as u8).then_some(())
         };
         self.inner.moved_on.until(reached).await;
+    }
+
+    /// Its removal, which may be under way, waits for its clients no longer: the device is gone, and
+    /// nobody can go on with it.
+    pub fn hurry(&self) {
+        self.inner.hurried.store(true, Ordering::Release);
+        self.inner.moved_on.wake_all();
+    }
+
+    /// Awaits `done`, unless [`DmaDevice::hurry`] comes first.
+    pub(crate) async fn unless_hurried<T>(&self, done: impl Future<Output = T>) -> Option<T> {
+        let hurried = || self.inner.hurried.load(Ordering::Acquire).then_some(());
+        let mut hurried = pin!(self.inner.moved_on.until(hurried));
+        let mut done = pin!(done);
+        poll_fn(|cx| {
+            if let Poll::Ready(value) = done.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            hurried.as_mut().poll(cx).map(|()| None)
+        })
+        .await
     }
 
     pub(crate) fn enter(&self, phase: Phase) {

@@ -240,7 +240,7 @@ impl Registry {
     /// channels are revoked. The channels stop where they are and free their resources: what is in
     /// flight is finished elsewhere, so that a full ring delays a removal no more than an empty one.
     ///
-    /// Removal cannot be refused.
+    /// Removal cannot be refused. [`DmaDevice::hurry`] has it wait for nobody any more.
     pub async fn quiesce(&self, device: &DmaDevice, limit: Duration) -> Quiesced {
         let withdrawn = self.public.withdraw(device);
         self.stop(device, withdrawn, limit).await
@@ -257,9 +257,12 @@ impl Registry {
             chan.notice.give(deadline);
         }
         let poll = || chans.iter().for_each(|chan| chan.ops.poll());
-        let drained = withdrawn.drain(limit, poll).await.took;
+        let begin = Instant::now();
+        let drain = withdrawn.drain(limit, poll);
+        let drained = device.unless_hurried(drain).await;
+        let drained = drained.map_or_else(|| begin.elapsed(), |drained| drained.took);
         for chan in chans {
-            chan.life.released(deadline).await;
+            let _ = device.unless_hurried(chan.life.released(deadline)).await;
         }
         chans.iter().for_each(|chan| chan.close());
         let failures = failed(device);

@@ -1,6 +1,7 @@
 //! The layer as a whole, promise by promise: the numbers in the names are those of ../README.md.
 
 mod clients;
+mod hurry;
 mod removal;
 
 use alloc::sync::Arc;
