@@ -171,6 +171,11 @@ impl Fake {
         value
     }
 
+    /// Its messages lead nowhere.
+    pub(crate) fn silence(&self) {
+        *self.event.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn interrupt(&self) {
         let event = self.event.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(event) = event.clone() {

@@ -20,6 +20,8 @@ pub struct Options {
     pub power_off: Duration,
     /// How often a slot is looked at whose port does not interrupt.
     pub poll: Duration,
+    /// And one whose port does: who keeps what is behind a port from memory silences the port too.
+    pub heartbeat: Duration,
 }
 
 impl Default for Options {
@@ -32,6 +34,7 @@ impl Default for Options {
             answer: Duration::from_secs(1),
             power_off: Duration::from_secs(1),
             poll: Duration::from_millis(200),
+            heartbeat: Duration::from_secs(1),
         }
     }
 }

@@ -144,9 +144,16 @@ pub struct Slot<O> {
 }
 
 impl<O: Occupants> Slot<O> {
-    /// The slot of `port`, which tells of events by `line`; without one it is polled.
-    pub fn new(port: Port, occupants: O, line: Option<IrqLine>, options: Options) -> Self {
-        Self {
+    /// The slot of `port`, which tells of events by `line`; without one it is polled. `in_use`: what
+    /// is behind it is in use already.
+    pub fn new(
+        port: Port,
+        occupants: O,
+        line: Option<IrqLine>,
+        options: Options,
+        in_use: bool,
+    ) -> Self {
+        let mut slot = Self {
             command: Command::new(&port),
             place: Arc::new(Place {
                 port,
@@ -166,7 +173,9 @@ impl<O: Occupants> Slot<O> {
             card: Arc::default(),
             work: None,
             window: None,
-        }
+        };
+        slot.begin(in_use);
+        slot
     }
 
     /// The slot, for others.
@@ -176,10 +185,9 @@ impl<O: Occupants> Slot<O> {
         }
     }
 
-    /// Drives the slot until [`Handle::stop`], or until the port itself is gone. `in_use`: what is
-    /// behind it is in use already. To be run in a task of its own, to its end.
-    pub async fn run(mut self, in_use: bool) {
-        self.begin(in_use);
+    /// Drives the slot until [`Handle::stop`], or until the port itself is gone. To be run in a task
+    /// of its own, to its end.
+    pub async fn run(mut self) {
         loop {
             let settled = self.attend();
             let state = self.controller.state();
@@ -350,12 +358,16 @@ impl<O: Occupants> Slot<O> {
 
     /// Waits until there is something to look at. What ended what the state is at, if it did.
     async fn wait(&mut self) -> Option<Input> {
-        let Options { command, poll, .. } = self.place.options;
+        let Options {
+            command,
+            poll,
+            heartbeat,
+            ..
+        } = self.place.options;
         let mut next = self.window;
         let mut by = |time: Instant| next = Some(next.map_or(time, |next| next.min(time)));
-        if self.line.is_none() {
-            by(Instant::now() + poll);
-        }
+        let look = if self.line.is_some() { heartbeat } else { poll };
+        by(Instant::now() + look);
         if let Some(limit) = self.command.deadline(command) {
             // A port that interrupts for events may still keep quiet about commands.
             by(limit.min(Instant::now() + COMMAND_STEP));

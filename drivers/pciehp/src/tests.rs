@@ -33,6 +33,7 @@ const QUICK: Options = Options {
     answer: PATIENCE,
     power_off: SHORT,
     poll: Duration::from_micros(500),
+    heartbeat: LONG,
 };
 
 const ON: (u16, u16) = (Indicator::On as u16, Indicator::Off as u16);
@@ -180,7 +181,7 @@ fn play(
         crew.note(Arrive);
     }
     let line = interrupts.then(|| fake.line());
-    let slot = Slot::new(fake.port(), crew.clone(), line, options);
+    let slot = Slot::new(fake.port(), crew.clone(), line, options, card);
     let stage = Stage {
         handle: slot.handle(),
         fake: fake.clone(),
@@ -196,7 +197,7 @@ fn play(
         script(&stage).await;
         stage.handle.stop();
     };
-    let (mut driver, mut script, mut time) = (pin!(slot.run(card)), pin!(script), pin!(time));
+    let (mut driver, mut script, mut time) = (pin!(slot.run()), pin!(script), pin!(time));
     let (mut driven, mut played) = (false, false);
     block_on(poll_fn(|cx| {
         let _ = time.as_mut().poll(cx);
@@ -486,11 +487,11 @@ fn a_port_that_completes_no_command_is_waited_for_each_time_and_obeys() {
             })),
         };
         let line = interrupts.then(|| fake.line());
-        let slot = Slot::new(fake.port(), crew.clone(), line, hasty);
+        let slot = Slot::new(fake.port(), crew.clone(), line, hasty, true);
         let handle = slot.handle();
         fake.change(|hands| hands.spurious());
         let begin = Instant::now();
-        hal::task::spawn("slot", slot.run(true));
+        hal::task::spawn("slot", slot.run());
         block_on(async {
             let on = || handle.state() == State::On;
             poll_until(PATIENCE, STEP, on).await.unwrap();
@@ -625,6 +626,20 @@ fn a_port_that_is_gone_takes_its_card_along_and_is_left_alone() {
 }
 
 #[test]
+fn a_port_that_was_silenced_is_looked_at_all_the_same() {
+    let options = Options {
+        heartbeat: SHORT,
+        ..QUICK
+    };
+    play(Model::default(), true, options, true, async |stage| {
+        stage.quiet().await;
+        stage.fake.silence();
+        stage.hands(|hands| hands.pull());
+        stage.until(State::Off).await;
+    });
+}
+
+#[test]
 fn our_own_reset_is_no_event() {
     play_both(Model::default(), true, QUICK, async |stage| {
         let mask = stage.handle.mask();
@@ -685,9 +700,9 @@ fn what_left_before_the_driver_came_leaves_by_surprise() {
         })),
     };
     crew.note(Arrive);
-    let slot = Slot::new(fake.port(), crew.clone(), None, QUICK);
+    let slot = Slot::new(fake.port(), crew.clone(), None, QUICK, true);
     let handle = slot.handle();
-    hal::task::spawn("slot", slot.run(true));
+    hal::task::spawn("slot", slot.run());
     let left = || crew.acts() == [Arrive, Leave(Surprise), Left];
     block_on(poll_until(PATIENCE, STEP, left)).unwrap();
     handle.stop();
