@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
+use hal::time::Duration;
 use spin::Once;
 use x86_64::instructions::port::Port;
 
@@ -93,8 +94,7 @@ extern "C" fn on_own_stack() -> ! {
     pci::bus::init(info);
     // It takes work from here on, and does it below.
     percpu::current().online.store(true, Ordering::Release);
-    let run = options.run.as_deref();
-    task::spawn("start", None, first_task(run)).detach();
+    task::spawn("start", None, first_task(options)).detach();
     task::run(percpu::current())
 }
 
@@ -150,9 +150,10 @@ fn silence_8259() {
 }
 
 /// Starts drivers, then the console.
-async fn first_task(run: Option<&'static str>) {
+async fn first_task(options: &'static Options) {
     drivers::probe_all().await;
-    match run {
+    drivers::hotplug::start(Duration::from_millis(options.hotplug_window_ms));
+    match options.run.as_deref() {
         Some(line) => shell::batch(line).await,
         None => match serial::listen() {
             Ok(line) => shell::interactive(Input::new(line)).await,

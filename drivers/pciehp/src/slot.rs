@@ -15,7 +15,7 @@ use spin::Mutex;
 
 use crate::card::Card;
 use crate::command::Command;
-use crate::controller::{Controller, Events, Input, Levels, State};
+use crate::controller::{Controller, Input, Levels, State};
 use crate::options::Options;
 use crate::port::Port;
 use crate::registers::{SlotCapabilities, SlotControl};
@@ -235,7 +235,6 @@ impl<O: Occupants> Slot<O> {
                     true => Input::MaskedEvents(events),
                     false => Input::Events(events),
                 };
-                self.tell(events);
                 self.controller.step(input, levels);
                 true
             }
@@ -251,13 +250,6 @@ impl<O: Occupants> Slot<O> {
         let limit = self.place.options.command;
         let wanted = self.wanted();
         !answers || self.command.drive(&self.place.port, wanted, limit)
-    }
-
-    fn tell(&self, events: Events) {
-        if !events.is_empty() {
-            let state = self.controller.state();
-            log::debug!("{}: {events:?} when {state}", self.place.port);
-        }
     }
 
     fn step(&mut self, input: Input) {

@@ -45,7 +45,8 @@ pub fn now() -> Audit {
     let fences = heap::fences();
     // A channel has one ring, its completion word in the same memory. A copy maps two buffers.
     let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
-    leaked += vectors.saturating_sub(super::vectors() + serial::vectors());
+    let wanted = super::vectors() + super::hotplug::vectors() + serial::vectors();
+    leaked += vectors.saturating_sub(wanted);
     if clients == 0 && in_flight == 0 && dmaengine::waiting() == 0 {
         let buffers = rings + hal::dma::withheld();
         leaked += fences.saturating_sub(super::fences());

@@ -82,6 +82,33 @@ impl fmt::Display for Engine {
 
 static ENGINES: Mutex<BTreeMap<Address, Engine>> = Mutex::new(BTreeMap::new());
 
+/// Functions that somebody is about to bind or to remove: nobody else is meanwhile.
+static BUSY: Mutex<Vec<Address>> = Mutex::new(Vec::new());
+
+struct Busy(Address);
+
+impl Busy {
+    fn new(address: Address) -> Option<Self> {
+        let mut busy = BUSY.lock();
+        if busy.contains(&address) {
+            return None;
+        }
+        busy.push(address);
+        Some(Self(address))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.lock().retain(|busy| *busy != self.0);
+    }
+}
+
+/// Whether somebody binds or removes the function at `address`.
+pub(super) fn is_busy(address: Address) -> bool {
+    BUSY.lock().contains(&address)
+}
+
 fn driver_at(address: Address) -> Option<Driver> {
     let devices = bus::devices();
     let device = devices
@@ -119,6 +146,7 @@ async fn probe(address: Address) {
 
 /// Hands the function at `address` to its driver, where it is free. The error is one line.
 pub(super) async fn bind(address: Address) -> Result<(), String> {
+    let _busy = Busy::new(address).ok_or("somebody else binds or removes it")?;
     if ENGINES.lock().contains_key(&address) {
         return Err("its driver has it already".into());
     }
@@ -179,10 +207,15 @@ pub(super) fn is_lost(address: Address) -> bool {
 }
 
 /// Takes the engine at `address` from its driver; what is in flight drains for at most `limit`.
-/// `None` where the driver has no such engine. Runs to its end even when dropped.
+/// `None` where the driver has no such engine, or somebody else is at it. Runs to its end even when dropped.
 pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal> {
+    let busy = Busy::new(address)?;
     let engine = ENGINES.lock().remove(&address)?;
-    Some(task::complete("removal", engine.remove(limit)).await)
+    let remove = async move {
+        let _busy = busy;
+        engine.remove(limit).await
+    };
+    Some(task::complete("removal", remove).await)
 }
 
 /// The device behind the engine at `address`, where a driver has taken one.

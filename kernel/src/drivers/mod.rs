@@ -7,6 +7,8 @@ pub mod dma;
 #[cfg(target_os = "none")]
 mod engines;
 #[cfg(target_os = "none")]
+pub mod hotplug;
+#[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]
 pub mod removal;

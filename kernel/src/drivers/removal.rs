@@ -2,15 +2,19 @@
 
 use alloc::string::String;
 
-use dmaengine::{Phase, Removal};
+use dmaengine::{DmaDevice, Phase, Removal};
 use hal::pci::Address;
-use hal::time::{Duration, Instant};
+use hal::time::{Duration, Instant, poll_until};
 
 use super::engines;
 use crate::task;
 
 /// Who uses an engine that is removed has so long to let go of it.
 const CLIENTS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Who binds or removes one is done in less: what it does has limits of its own.
+const OTHERS_LIMIT: Duration = Duration::from_secs(60);
+const OTHERS_STEP: Duration = Duration::from_millis(1);
 
 /// A step of a removal, or of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,35 @@ pub(super) async fn lost(address: Address) {
     if let Err(error) = leave(address, Step::Gone, Duration::ZERO).await {
         log::error!("{address}: lost: {error}");
     }
+}
+
+/// Takes what is at `address` from its driver, whoever is about to bind or remove it: the card that
+/// it is on leaves its slot, which nobody can refuse. By surprise nobody is waited for.
+pub(super) async fn from_slot(address: Address, surprise: bool) {
+    let (why, limit) = if surprise {
+        (Step::Gone, Duration::ZERO)
+    } else {
+        (Step::Draining, CLIENTS_LIMIT)
+    };
+    loop {
+        let idle = || !engines::is_busy(address);
+        if poll_until(OTHERS_LIMIT, OTHERS_STEP, idle).await.is_err() {
+            log::error!("{address}: somebody binds or removes it without an end");
+            return;
+        }
+        if engines::device(address).is_none() {
+            return;
+        }
+        if let Err(error) = leave(address, why, limit).await {
+            log::error!("{address}: {error}");
+        }
+    }
+}
+
+/// The card of an engine that is being removed is gone: nobody is waited for any more.
+pub(super) fn hurry(address: Address, device: &DmaDevice) {
+    tell(address, Step::Gone, Instant::now(), &Removal::default());
+    device.hurry();
 }
 
 async fn leave(address: Address, why: Step, limit: Duration) -> Result<Removal, String> {

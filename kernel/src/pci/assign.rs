@@ -51,6 +51,31 @@ pub fn bridge_windows(config: &Config) -> Vec<Window> {
     windows
 }
 
+/// A window of at least a mebibyte, and at most this, is what a bridge gets.
+const WINDOW_MAX: u64 = 256 << 20;
+
+/// The window that a bridge needs for so many bytes behind it, as a BAR that is to be placed: a
+/// power of two, so that whatever is placed inside finds its alignment. `None` where that is more
+/// than anybody has.
+pub fn demand(bytes: u64) -> Option<Bar> {
+    let size = bytes.max(1 << 20).checked_next_power_of_two()?;
+    (size <= WINDOW_MAX).then_some(Bar {
+        index: 0,
+        address: 0,
+        size,
+        wide: false,
+        prefetchable: false,
+    })
+}
+
+/// Has a bridge let through what lies in `range`, a multiple of a mebibyte below 4 GiB, not
+/// prefetchable. PCI Express Base 7.5.1.3.8.
+pub fn open_window(config: &Config, range: Range<u64>) {
+    let base = (range.start >> 16) as u32 & 0xfff0;
+    let limit = (range.end - 1) as u32 & 0xfff0_0000;
+    config.write32(0x20, limit | base);
+}
+
 /// A place for `bar` in `windows` that overlaps nothing in `taken`, the lowest there is. A
 /// prefetchable BAR prefers a prefetchable window; a 32-bit BAR stays below 4 GiB.
 pub fn place(bar: &Bar, windows: &[Window], taken: &[Range<u64>]) -> Option<u64> {
@@ -134,6 +159,19 @@ mod tests {
         );
         let closed = FakeFunction::config(&[(0x20, 0x0000_fff0), (0x24, 0x0001_fff1)], &[]);
         assert!(bridge_windows(&closed).is_empty());
+    }
+
+    #[test]
+    fn bridges_get_windows_for_what_is_behind_them() {
+        assert_eq!(demand(0).map(|bar| bar.size), Some(1 << 20));
+        assert_eq!(demand(0x30_0000).map(|bar| bar.size), Some(4 << 20));
+        assert_eq!(demand(1 << 40), None);
+        assert_eq!(demand(u64::MAX), None);
+        let config = FakeFunction::config(&[(0x20, 0x0000_fff0)], &[]);
+        open_window(&config, 0xfe80_0000..0xfea0_0000);
+        assert_eq!(config.read32(0x20), 0xfe90_fe80);
+        let open = window(0xfe80_0000..0xfea0_0000, false);
+        assert!(bridge_windows(&config).contains(&open));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use hal::dma::DmaSpace;
 use hal::irq::Interrupts;
 use hal::mmio::{MmioOps, MmioRegion, Width};
 use hal::pci::{Address, Function, header};
+use pciehp::Port;
 use spin::{Mutex, Once};
 
 use super::access::Fabric;
@@ -16,7 +17,8 @@ use super::assign::{self, Window};
 use super::bars::{self, Bar};
 use super::interrupts::{self, FunctionInterrupts};
 use super::isolation;
-use super::scan::{self, Found, Header};
+use super::scan::{self, ConfigSpace, Found, Header};
+use super::slots;
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
@@ -31,6 +33,8 @@ pub struct Device {
     pub found: Found,
     /// Its memory BARs, placed or not.
     pub bars: Vec<Bar>,
+    /// It is about to be forgotten: nobody gets it any more.
+    leaving: bool,
 }
 
 struct Bus {
@@ -65,7 +69,8 @@ pub fn init(info: &BootInfo) {
             devices: BTreeMap::new(),
         };
         bus.scan();
-        bus.assign();
+        let all: Vec<_> = bus.devices.keys().copied().collect();
+        bus.assign(&all);
         Mutex::new(bus)
     });
 }
@@ -104,24 +109,91 @@ impl Bus {
     fn scan(&mut self) {
         for (segment, buses) in self.fabric.ranges() {
             for found in scan::segment(&self.fabric, segment, *buses.start(), *buses.end()) {
-                // What is known may be in use: its BARs are not sized again.
-                if self.devices.contains_key(&found.address) {
-                    continue;
-                }
-                let count = match found.header {
-                    Header::Endpoint => 6,
-                    Header::Bridge => 2,
-                    Header::Other => 0,
-                };
-                // Nobody owns it yet. A pin that firmware left asserted would hold up whoever
-                // shares its line.
-                if found.header == Header::Endpoint {
-                    found.config.update_command(header::COMMAND_INTX_DISABLE, 0);
-                }
-                let bars = bars::size(&found.config, count);
-                self.devices.insert(found.address, Device { found, bars });
+                self.admit(found);
             }
         }
+    }
+
+    /// Takes in what was found.
+    fn admit(&mut self, found: Found) {
+        // What is known may be in use: its BARs are not sized again.
+        if self.devices.contains_key(&found.address) {
+            return;
+        }
+        let count = match found.header {
+            Header::Endpoint => 6,
+            Header::Bridge => 2,
+            Header::Other => 0,
+        };
+        // Nobody owns it yet. A pin that firmware left asserted would hold up whoever
+        // shares its line.
+        if found.header == Header::Endpoint {
+            found.config.update_command(header::COMMAND_INTX_DISABLE, 0);
+        }
+        let device = Device {
+            bars: bars::size(&found.config, count),
+            found,
+            leaving: false,
+        };
+        self.devices.insert(device.found.address, device);
+    }
+
+    /// What is known behind a bridge, nearest first: buses have higher numbers than those above.
+    fn behind(&self, bridge: Address) -> Vec<Address> {
+        let devices = self.devices.values().map(|device| &device.found);
+        let behind = devices.filter(|found| found.above.contains(&bridge));
+        behind.map(|found| found.address).collect()
+    }
+
+    /// Finds what has come behind a port. Bridges that find no numbers within the port's, which
+    /// was empty, have it get others.
+    fn find_behind(&mut self, port: Address) {
+        let Some(Device { found: port, .. }) = self.devices.get(&port) else {
+            return;
+        };
+        let mut port = port.clone();
+        let leads = |address| port.address == address || port.above.contains(&address);
+        let mut taken = [false; 256];
+        for device in self.devices.values().map(|device| &device.found) {
+            if device.address.segment != port.address.segment {
+                continue;
+            }
+            taken[usize::from(device.address.bus)] = true;
+            if let (Some(buses), false) = (device.bridge, leads(device.address)) {
+                taken[usize::from(buses.secondary)..=usize::from(buses.subordinate)].fill(true);
+            }
+        }
+        let taken = |bus: u8| taken[usize::from(bus)];
+        let mut found = scan::behind(&self.fabric, &port, taken);
+        let stranded = |found: &Found| found.header == Header::Bridge && found.bridge.is_none();
+        let above = port.above.first().and_then(|above| self.devices.get(above));
+        let last = match above {
+            Some(above) => above.found.bridge.map_or(0, |buses| buses.subordinate),
+            None => self
+                .fabric
+                .ranges()
+                .into_iter()
+                .find(|(segment, _)| *segment == port.address.segment)
+                .map_or(0, |(_, buses)| *buses.end()),
+        };
+        if found.iter().any(stranded) && scan::widen(&mut port, last, taken) {
+            found = scan::behind(&self.fabric, &port, taken);
+        }
+        let address = port.address;
+        if let Some(device) = self.devices.get_mut(&address) {
+            device.found = port;
+        }
+        for found in found {
+            self.admit(found);
+        }
+    }
+
+    /// The south bridge of an ICH9 machine is its LPC interface at 00:1f.0.
+    fn is_ich9(&self) -> bool {
+        self.devices.values().any(|device| {
+            let identity = device.found.identity;
+            identity.vendor == 0x8086 && (0x2910..=0x2919).contains(&identity.device)
+        })
     }
 
     /// The windows in which a device's BARs must lie.
@@ -165,11 +237,65 @@ impl Bus {
         taken
     }
 
-    fn assign(&mut self) {
-        let addresses: Vec<_> = self.devices.keys().copied().collect();
-        for address in addresses {
+    /// Gives addresses to what has none: windows first, those above before those behind, then what
+    /// lies in them.
+    fn assign(&mut self, addresses: &[Address]) {
+        for &address in addresses {
+            self.open_window(address);
+        }
+        for &address in addresses {
             self.assign_one(address);
         }
+    }
+
+    /// Gives a bridge a window, if firmware gave it none and something is behind it, or may come.
+    fn open_window(&mut self, address: Address) {
+        let Some(device) = self.devices.get(&address) else {
+            return;
+        };
+        if device.found.bridge.is_none() {
+            return;
+        }
+        let config = device.found.config.clone();
+        let bytes = self.bytes_behind(address);
+        let may_come = || Port::new(address, config.clone()).is_some_and(|port| port.is_hot_plug());
+        let windows = assign::bridge_windows(&config);
+        if windows.iter().any(|window| !window.prefetchable) || bytes == 0 && !may_come() {
+            return;
+        }
+        let window = assign::demand(bytes);
+        let place = window.and_then(|window| {
+            let at = assign::place(&window, &self.windows(device), &self.taken(address))?;
+            Some(at..at + window.size)
+        });
+        match place {
+            Some(range) => {
+                log::info!(
+                    "{address}: window at {:#x}-{:#x}",
+                    range.start,
+                    range.end - 1
+                );
+                assign::open_window(&config, range);
+            }
+            None => log::warn!("{address}: finds no room for a window"),
+        }
+    }
+
+    /// The room that BARs and windows behind a bridge need.
+    fn bytes_behind(&self, bridge: Address) -> u64 {
+        let near = self
+            .devices
+            .values()
+            .filter(|device| device.found.above.first() == Some(&bridge));
+        near.map(|device| {
+            let bars: u64 = device.bars.iter().map(|bar| bar.size.min(1 << 40)).sum();
+            let window = match device.found.bridge {
+                Some(_) => assign::demand(self.bytes_behind(device.found.address)),
+                None => None,
+            };
+            bars + window.map_or(0, |window| window.size)
+        })
+        .sum()
     }
 
     fn assign_one(&mut self, address: Address) {
@@ -229,14 +355,15 @@ pub fn devices() -> Vec<Device> {
 pub fn take(address: Address, name: &'static str) -> Option<Function> {
     let bus = bus()?;
     let device = bus.devices.get(&address)?.clone();
-    // The south bridge of an ICH9 machine is its LPC interface at 00:1f.0.
-    let ich9 = bus.devices.values().any(|d| {
-        d.found.identity.vendor == 0x8086 && (0x2910..=0x2919).contains(&d.found.identity.device)
-    });
     if device.found.config.is_absent() {
         log::warn!("{address}: not handed out: it did not answer");
         return None;
     }
+    if device.leaving {
+        log::warn!("{address}: not handed out: it leaves");
+        return None;
+    }
+    let ich9 = bus.is_ich9();
     if device.bars.iter().any(|bar| bar.address == 0) {
         log::warn!("{address}: not handed out: a BAR has no address");
         return None;
@@ -280,11 +407,12 @@ pub fn forget(address: Address) -> bool {
     let Some(device) = bus().and_then(|mut bus| bus.devices.remove(&address)) else {
         return false;
     };
-    let both = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
-    device
-        .found
-        .config
-        .update_command(header::COMMAND_INTX_DISABLE, both);
+    let config = device.found.config;
+    // One that is not there any more is left alone.
+    if config.is_present() {
+        config.update_command(header::COMMAND_INTX_DISABLE, header::COMMAND_MEMORY);
+        config.set_bus_master(false);
+    }
     true
 }
 
@@ -307,10 +435,103 @@ pub fn rescan() -> Vec<Address> {
         .copied()
         .filter(|at| !known.contains(at))
         .collect();
-    for &address in &new {
-        bus.assign_one(address);
-    }
+    bus.assign(&new);
     new
+}
+
+/// The ports behind `above`, or all, by address.
+pub fn ports(above: Option<Address>) -> Vec<Port> {
+    let Some(bus) = bus() else {
+        return Vec::new();
+    };
+    let devices = bus.devices.values().map(|device| &device.found);
+    devices
+        .filter(|found| found.bridge.is_some())
+        .filter(|found| above.is_none_or(|above| found.above.contains(&above)))
+        .filter_map(|found| Port::new(found.address, found.config.clone()))
+        .collect()
+}
+
+/// The interrupts of the port at `address`, which issues messages and passes things on from here
+/// on. `name` names them.
+pub fn port_interrupts(address: Address, name: &'static str) -> Option<Interrupts> {
+    let bus = bus()?;
+    let device = bus.devices.get(&address)?.clone();
+    let ich9 = bus.is_ich9();
+    drop(bus);
+    let Device { found, bars, .. } = device;
+    let both = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
+    found.config.update_command(both, 0);
+    let mut mapped: [Option<MmioRegion>; 6] = Default::default();
+    for bar in bars.iter().filter(|bar| bar.address != 0) {
+        mapped[bar.index] = map(bar);
+    }
+    let input = interrupts::input(address, &found.config, &found.above, ich9);
+    let irqs = FunctionInterrupts::new(name, found.config.clone(), &mapped, input);
+    Some(Interrupts::new(irqs))
+}
+
+/// Has the port at `address` issue messages again, if whoever cut off what was behind it has
+/// silenced it too. Behind it there is nothing, or nothing with power.
+pub fn wake_port(address: Address) {
+    if let Some(port) = bus().and_then(|bus| bus.devices.get(&address).cloned()) {
+        port.found.config.set_bus_master(true);
+    }
+}
+
+/// Whether nothing behind the port at `address` can reach memory: its slot is off or empty.
+pub fn is_dead_behind(address: Address) -> bool {
+    let slot = bus().and_then(|bus| {
+        let port = &bus.devices.get(&address)?.found;
+        slots::read(address, port.bridge?.secondary, &port.config)
+    });
+    slot.is_some_and(|slot| !slot.powered || !slot.present)
+}
+
+/// Whether function 0 right behind the port at `address` answers.
+pub fn answers_behind(address: Address) -> bool {
+    let config = bus().and_then(|bus| {
+        let buses = bus.devices.get(&address)?.found.bridge?;
+        bus.fabric.config(Address {
+            segment: address.segment,
+            bus: buses.secondary,
+            device: 0,
+            function: 0,
+        })
+    });
+    config.is_some_and(|config| pciehp::answers(&config))
+}
+
+/// Finds what has come behind the port at `address`, and gives it addresses. Returns theirs, nearest
+/// first.
+pub fn arrive(address: Address) -> Vec<Address> {
+    let Some(mut bus) = bus() else {
+        return Vec::new();
+    };
+    bus.find_behind(address);
+    let new = bus.behind(address);
+    bus.assign(&new);
+    new
+}
+
+/// What is known behind the port at `address`, nearest first.
+pub fn behind(address: Address) -> Vec<Address> {
+    bus().map_or_else(Vec::new, |bus| bus.behind(address))
+}
+
+/// What is behind the port at `address` leaves: nobody gets any of it until it has been forgotten
+/// and found again. Returns the addresses, nearest first.
+pub fn retire(address: Address) -> Vec<Address> {
+    let Some(mut bus) = bus() else {
+        return Vec::new();
+    };
+    let behind = bus.behind(address);
+    for address in &behind {
+        if let Some(device) = bus.devices.get_mut(address) {
+            device.leaving = true;
+        }
+    }
+    behind
 }
 
 /// More than any engine's registers; larger BARs are for others.

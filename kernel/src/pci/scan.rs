@@ -81,6 +81,55 @@ pub fn segment(space: &impl ConfigSpace, segment: u16, first: u8, last: u8) -> V
     scan.found
 }
 
+/// Scans what is behind a bridge, which has bus numbers. Those that `taken` names are others'.
+pub fn behind(space: &impl ConfigSpace, bridge: &Found, taken: impl Fn(u8) -> bool) -> Vec<Found> {
+    let Some(buses) = bridge.bridge else {
+        return Vec::new();
+    };
+    let mut promised = [false; 256];
+    for bus in 0..=u8::MAX {
+        let inside = (buses.secondary..=buses.subordinate).contains(&bus);
+        promised[usize::from(bus)] = !inside || taken(bus);
+    }
+    let mut scan = Scan {
+        space,
+        segment: bridge.address.segment,
+        seen: [false; 256],
+        promised,
+        found: Vec::new(),
+    };
+    let path: Vec<_> = [bridge.address]
+        .into_iter()
+        .chain(bridge.above.clone())
+        .collect();
+    scan.bus(buses.secondary, buses.subordinate, &path);
+    scan.found
+}
+
+/// Gives a bridge behind which nothing is in use other bus numbers: the first run of free ones up to
+/// `last`, so many as bridges behind it may want. Says whether there is one longer than what it has.
+pub fn widen(bridge: &mut Found, last: u8, taken: impl Fn(u8) -> bool) -> bool {
+    let Some(buses) = bridge.bridge else {
+        return false;
+    };
+    let own = |bus: u8| (buses.secondary..=buses.subordinate).contains(&bus);
+    let free = |bus: u8| bus > bridge.address.bus && (own(bus) || !taken(bus));
+    let run = |first: u8| (first..=last).take_while(|&bus| free(bus)).count();
+    let length = |first: u8| run(first).min(OPEN_MAX.into());
+    let now = usize::from(buses.subordinate - buses.secondary) + 1;
+    let longest = (0..=last).rev().max_by_key(|&first| length(first));
+    let Some(secondary) = longest.filter(|&first| length(first) > now) else {
+        return false;
+    };
+    let subordinate = secondary + (length(secondary) - 1) as u8;
+    write_buses(&bridge.config, bridge.address.bus, secondary, subordinate);
+    bridge.bridge = Some(Buses {
+        secondary,
+        subordinate,
+    });
+    true
+}
+
 /// The most buses that are kept open while the bridges behind a new one are looked at.
 const OPEN_MAX: u8 = 16;
 
@@ -375,5 +424,37 @@ mod tests {
             addresses(&segment(&fabric, 0, 0, 255)),
             [(0, 0, 0), (0x40, 4, 0)]
         );
+    }
+
+    #[test]
+    fn what_comes_into_a_slot_gets_numbers_within_its_ports() {
+        let fabric = Fabric(BTreeMap::from([
+            ((0, 1, 0), bridge(1, 1)),
+            ((0, 2, 0), bridge(2, 2)),
+        ]));
+        let mut ports = segment(&fabric, 0, 0, 255);
+        // A switch with two ports comes, and an engine behind each of them.
+        let fabric = Fabric(BTreeMap::from([
+            ((1, 0, 0), bridge(0, 0)),
+            ((3, 0, 0), bridge(0, 0)),
+            ((4, 0, 0), bridge(0, 0)),
+            ((4, 1, 0), bridge(0, 0)),
+            ((5, 0, 0), endpoint(0x2021_8086)),
+            ((6, 0, 0), endpoint(0x2021_8086)),
+        ]));
+        let taken = |bus| bus <= 2;
+        let found = behind(&fabric, &ports[0], taken);
+        assert_eq!(addresses(&found), [(1, 0, 0)]);
+        assert_eq!(found[0].bridge, None, "the port has one bus");
+        assert!(widen(&mut ports[0], 255, taken));
+        assert_eq!(ports[0].config.read32(0x18), 0x0012_0300);
+        let found = behind(&fabric, &ports[0], taken);
+        let there = [(3, 0, 0), (4, 0, 0), (4, 1, 0), (5, 0, 0), (6, 0, 0)];
+        assert_eq!(addresses(&found), there);
+        let path: Vec<_> = found[4].above.iter().map(|a| (a.bus, a.device)).collect();
+        assert_eq!(path, [(4, 1), (3, 0), (0, 1)]);
+        // There are no more than 255.
+        assert!(!widen(&mut ports[1], 255, |_| true));
+        assert_eq!(ports[1].bridge.unwrap().secondary, 2);
     }
 }

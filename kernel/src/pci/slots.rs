@@ -1,19 +1,12 @@
-//! Hot-plug slots as their ports' registers show them. PCI Express Base 7.5.3.
+//! Slots as their ports' registers show them.
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use hal::pci::{Address, Config};
+use pciehp::Port;
 
 use super::scan::Found;
-
-const CAPABILITY_PCIE: u8 = 0x10;
-const PCIE_CAPS: usize = 0x02;
-const LINK_STATUS: usize = 0x12;
-const SLOT_CAPS: usize = 0x14;
-const SLOT_CONTROL: usize = 0x18;
-const SLOT_STATUS: usize = 0x1a;
-const SLOT_IMPLEMENTED: u16 = 1 << 8;
 
 /// A slot's registers at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,23 +45,17 @@ impl fmt::Display for Slot {
 }
 
 /// Reads the slot of a port, where it has one.
-pub fn read(port: Address, bus: u8, config: &Config) -> Option<Slot> {
-    let cap = config.capability(CAPABILITY_PCIE)?;
-    if config.read16(cap + PCIE_CAPS) & SLOT_IMPLEMENTED == 0 {
-        return None;
-    }
-    let caps = config.read32(cap + SLOT_CAPS);
-    let control = config.read16(cap + SLOT_CONTROL);
-    let has_power_controller = caps & 1 << 1 != 0;
-    let reports_link = config.read32(cap + 0x0c) & 1 << 20 != 0;
+pub fn read(address: Address, bus: u8, config: &Config) -> Option<Slot> {
+    let port = Port::new(address, config.clone())?;
+    let levels = port.levels().unwrap_or_default();
     Some(Slot {
-        port,
+        port: address,
         bus,
-        number: (caps >> 19) as u16,
-        hotplug: caps & 1 << 6 != 0,
-        present: config.read16(cap + SLOT_STATUS) & 1 << 6 != 0,
-        powered: !has_power_controller || control & 1 << 10 == 0,
-        link: !reports_link || config.read16(cap + LINK_STATUS) & 1 << 13 != 0,
+        number: port.slot().number(),
+        hotplug: port.is_hot_plug(),
+        present: levels.present,
+        powered: port.is_powered(),
+        link: levels.link != Some(false),
     })
 }
 

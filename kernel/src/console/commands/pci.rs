@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hal::pci::Address;
 
 use super::{CommandResult, no_arguments};
-use crate::drivers::{self, removal};
+use crate::drivers::{self, hotplug, removal};
 use crate::pci::{assign, bus, names, slots as pci_slots};
 
 pub(super) fn lspci(args: &[String]) -> CommandResult {
@@ -89,7 +89,10 @@ pub(super) fn slots(args: &[String]) -> CommandResult {
         .collect();
     let slots = pci_slots::list(&found);
     for slot in &slots {
-        crate::println!("{slot}");
+        match hotplug::state(slot.port) {
+            Some(state) => crate::println!("{slot} state={state}"),
+            None => crate::println!("{slot}"),
+        }
     }
     crate::println!("slots: {}", slots.len());
     Ok(())
@@ -122,6 +125,7 @@ pub(super) async fn pci(args: Vec<String>) -> CommandResult {
             if drivers::describe(at).is_some() {
                 removal::unbind(at).await?;
             }
+            hotplug::stop(at).await;
             if bus::forget(at) {
                 Ok(())
             } else {
@@ -131,6 +135,7 @@ pub(super) async fn pci(args: Vec<String>) -> CommandResult {
         ["rescan"] => {
             let new = bus::rescan();
             crate::println!("pci: found={}", new.len());
+            hotplug::serve_new(&new);
             for at in new.into_iter().filter(|&at| drivers::knows(at)) {
                 removal::bind(at)
                     .await
