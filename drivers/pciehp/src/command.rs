@@ -52,7 +52,10 @@ impl Command {
             self.issued = None;
             if !self.warned {
                 self.warned = true;
-                log::warn!("{port}: completes no command within {} ms", limit.as_millis());
+                log::warn!(
+                    "{port}: completes no command within {} ms",
+                    limit.as_millis()
+                );
             }
         }
         if self.control != wanted {

@@ -67,6 +67,8 @@ impl Default for Model {
 struct Registers {
     model: Model,
     gone: bool,
+    /// Without bus mastering.
+    silent: bool,
     card: bool,
     latch_open: bool,
     control: SlotControl,
@@ -115,6 +117,7 @@ impl Fake {
             registers: Mutex::new(Registers {
                 model,
                 gone: false,
+                silent: false,
                 card,
                 latch_open: false,
                 control,
@@ -163,7 +166,7 @@ impl Fake {
         registers.catch_up();
         let value = change(&mut Hands(&mut registers));
         registers.catch_up();
-        let tells = registers.interrupts();
+        let tells = registers.interrupts() && !registers.silent;
         drop(registers);
         if tells {
             self.interrupt();
@@ -171,9 +174,9 @@ impl Fake {
         value
     }
 
-    /// Its messages lead nowhere.
-    pub(crate) fn silence(&self) {
-        *self.event.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// It may issue no messages, or may again.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.lock().silent = silent;
     }
 
     fn interrupt(&self) {
@@ -402,6 +405,7 @@ impl ConfigOps for Space {
         link.set(LinkStatus::ACTIVE, model.tells_link && registers.link_up());
         match offset {
             0x00 => 0x8086,
+            0x04 => u32::from(!registers.silent) << 2,
             0x06 => 0x10,
             0x34 => EXPRESS as u32,
             EXPRESS => CAPABILITY.into(),

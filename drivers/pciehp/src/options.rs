@@ -18,10 +18,9 @@ pub struct Options {
     pub answer: Duration,
     /// From power off to what relies on it: the indicator, and power on. 6.7.1.8.
     pub power_off: Duration,
-    /// How often a slot is looked at whose port does not interrupt.
+    /// How often a slot is looked at whose port does not interrupt, or was silenced:
+    /// [`crate::Handle::look`].
     pub poll: Duration,
-    /// And one whose port does: who keeps what is behind a port from memory silences the port too.
-    pub heartbeat: Duration,
 }
 
 impl Default for Options {
@@ -34,7 +33,6 @@ impl Default for Options {
             answer: Duration::from_secs(1),
             power_off: Duration::from_secs(1),
             poll: Duration::from_millis(200),
-            heartbeat: Duration::from_secs(1),
         }
     }
 }

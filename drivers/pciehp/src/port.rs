@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use hal::pci::{Address, Config};
+use hal::pci::{Address, Config, header};
 
 use crate::controller::{Events, Levels};
 use crate::registers::{
@@ -82,6 +82,11 @@ impl Port {
     pub fn is_powered(&self) -> bool {
         !self.slot.contains(SlotCapabilities::POWER_CONTROLLER)
             || !self.control().contains(SlotControl::POWER_OFF)
+    }
+
+    /// Whether its messages lead nowhere: it may issue none.
+    pub(crate) fn is_silenced(&self) -> bool {
+        self.config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER == 0
     }
 
     fn status(&self) -> Option<SlotStatus> {
@@ -202,10 +207,7 @@ impl Port {
 /// the root complex shows it, that it is not ready yet. PCI Express Base 2.3.2.
 pub fn answers(config: &Config) -> bool {
     const NOT_READY: u16 = 0x0001;
-    !matches!(
-        config.read16(hal::pci::header::VENDOR),
-        u16::MAX | NOT_READY
-    )
+    !matches!(config.read16(header::VENDOR), u16::MAX | NOT_READY)
 }
 
 /// `slot N port=BB:DD.F`, for log lines.

@@ -81,6 +81,12 @@ impl Handle {
         self.shared.change();
     }
 
+    /// Has the task look. For who keeps what is behind the port from memory and so silences the port
+    /// as well: from here on the slot is polled, until the port may issue messages again.
+    pub fn look(&self) {
+        self.shared.change();
+    }
+
     /// Until the mask is dropped, a link that goes down and up, and presence with it, is our own
     /// doing: for who resets what is behind the port. A card that is not there in the end has left
     /// all the same.
@@ -350,16 +356,12 @@ impl<O: Occupants> Slot<O> {
 
     /// Waits until there is something to look at. What ended what the state is at, if it did.
     async fn wait(&mut self) -> Option<Input> {
-        let Options {
-            command,
-            poll,
-            heartbeat,
-            ..
-        } = self.place.options;
+        let Options { command, poll, .. } = self.place.options;
         let mut next = self.window;
         let mut by = |time: Instant| next = Some(next.map_or(time, |next| next.min(time)));
-        let look = if self.line.is_some() { heartbeat } else { poll };
-        by(Instant::now() + look);
+        if self.line.is_none() || self.place.port.is_silenced() {
+            by(Instant::now() + poll);
+        }
         if let Some(limit) = self.command.deadline(command) {
             // A port that interrupts for events may still keep quiet about commands.
             by(limit.min(Instant::now() + COMMAND_STEP));

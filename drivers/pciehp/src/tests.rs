@@ -33,7 +33,6 @@ const QUICK: Options = Options {
     answer: PATIENCE,
     power_off: SHORT,
     poll: Duration::from_micros(500),
-    heartbeat: LONG,
 };
 
 const ON: (u16, u16) = (Indicator::On as u16, Indicator::Off as u16);
@@ -626,14 +625,17 @@ fn a_port_that_is_gone_takes_its_card_along_and_is_left_alone() {
 }
 
 #[test]
-fn a_port_that_was_silenced_is_looked_at_all_the_same() {
-    let options = Options {
-        heartbeat: SHORT,
-        ..QUICK
-    };
-    play(Model::default(), true, options, true, async |stage| {
+fn a_port_that_was_silenced_is_polled() {
+    play(Model::default(), true, QUICK, true, async |stage| {
         stage.quiet().await;
-        stage.fake.silence();
+        stage.fake.silence(true);
+        stage.handle.look();
+        stage.hands(|hands| hands.pull());
+        stage.until(State::Off).await;
+        stage.hands(|hands| hands.insert());
+        stage.until(State::On).await;
+        stage.fake.silence(false);
+        stage.quiet().await;
         stage.hands(|hands| hands.pull());
         stage.until(State::Off).await;
     });

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use hal::dma::{Direction, DmaOps, Extent, MapError, RawMapping};
 use hal::pci::Address;
 
+use super::hotplug;
 use crate::events::{self, Event};
 use crate::pci::bus;
 
@@ -39,7 +40,9 @@ impl DmaOps for Direct {
     }
 
     fn isolate(&self) -> bool {
-        bus::isolate(self.0)
+        let isolated = bus::isolate(self.0);
+        hotplug::look();
+        isolated
     }
 }
 

@@ -40,6 +40,13 @@ pub fn state(address: Address) -> Option<State> {
     find(address).map(|handle| handle.state())
 }
 
+/// Ports may have been silenced together with what is behind them: has their slots looked at.
+pub fn look() {
+    for served in SLOTS.lock().iter() {
+        served.handle.look();
+    }
+}
+
 /// How many vectors the ports have reason for.
 pub fn vectors() -> usize {
     SLOTS.lock().iter().filter(|slot| slot.interrupts).count()
@@ -140,6 +147,9 @@ impl Occupants for Behind {
 
     async fn leave(&self, how: How, card: &Card) {
         let surprise = how == How::Surprise;
+        if surprise {
+            bus::vanish(self.0);
+        }
         let behind = bus::retire(self.0);
         for &port in &behind {
             stop(port).await;
@@ -161,6 +171,7 @@ impl Occupants for Behind {
         poll_fn(|cx| {
             if !hurried && gone.as_mut().poll(cx).is_ready() {
                 hurried = true;
+                bus::vanish(self.0);
                 for (address, device) in &engines {
                     removal::hurry(*address, device);
                 }

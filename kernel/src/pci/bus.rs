@@ -534,6 +534,19 @@ pub fn retire(address: Address) -> Vec<Address> {
     behind
 }
 
+/// What is behind the port at `address` is not there any more: nothing of it is touched again.
+pub fn vanish(address: Address) {
+    if let Some(bus) = bus() {
+        for device in bus
+            .behind(address)
+            .iter()
+            .filter_map(|at| bus.devices.get(at))
+        {
+            device.found.config.set_absent();
+        }
+    }
+}
+
 /// More than any engine's registers; larger BARs are for others.
 const MAP_MAX: u64 = 64 << 20;
 
