@@ -49,7 +49,7 @@ use pump::Fill;
 pub(crate) use pump::Pump;
 
 /// Operations that wait in one client's lists at most.
-const LIMIT: usize = if cfg!(miri) { 64 } else { 1024 };
+const LIMIT: usize = if cfg!(miri) { 96 } else { 1024 };
 
 /// The provider's side of a virtual channel.
 pub(crate) struct Virt {
