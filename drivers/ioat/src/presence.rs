@@ -15,7 +15,9 @@ pub(crate) struct Presence {
     broken: AtomicBool,
     /// Its driver lets it go.
     leaving: AtomicBool,
+    /// Who waits for the engine to be lost, and who removes it.
     waker: AtomicWaker,
+    remover: AtomicWaker,
     /// A channel is asking the registers why it makes no progress.
     asking: AtomicBool,
     /// A [`Reach`].
@@ -73,7 +75,21 @@ impl Presence {
     fn set(&self, flag: &AtomicBool) {
         if !flag.swap(true, Ordering::AcqRel) {
             self.waker.wake();
+            self.remover.wake();
         }
+    }
+
+    /// Waits until it is of no use any more, for who removes it.
+    pub(crate) async fn unusable(&self) {
+        poll_fn(|cx| {
+            self.remover.register(cx.waker());
+            if self.is_usable() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
     }
 
     /// For one channel at a time: if the engine is gone, the first answer tells the others, and an

@@ -5,10 +5,12 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dma_fence::{Context, Fence, Signaler};
-use dmaengine::{Capabilities, ChannelOps, DeviceInfo, DmaDevice, Registry, Removal};
+use dmaengine::{Capabilities, ChannelOps, DeviceInfo, DmaDevice, Quiesced, Registry, Removal};
 use hal::irq::{IrqKind, IrqLine};
 use hal::pci::{Config, Function, Identity};
 use hal::time::Duration;
@@ -165,7 +167,7 @@ impl Engine {
             ..
         } = self;
         device.presence.set_leaving();
-        let quiesced = registry.quiesce(&registered, limit).await;
+        let quiesced = quiesce(&registry, &registered, &device, limit).await;
         device.set_interrupts(IntrCtrl::empty());
         if let Some(Dispatcher { stop, stopped }) = dispatcher {
             stop.signal(Ok(()));
@@ -180,6 +182,26 @@ impl Engine {
         }
         quiesced.detach().await
     }
+}
+
+/// Takes it out of use. Its clients are waited for no longer than it is there.
+async fn quiesce(
+    registry: &Registry,
+    registered: &DmaDevice,
+    device: &Device,
+    limit: Duration,
+) -> Quiesced {
+    let mut quiesced = pin!(registry.quiesce(registered, limit));
+    let mut unusable = pin!(device.presence.unusable());
+    let mut hurried = false;
+    poll_fn(|cx| {
+        if !hurried && unusable.as_mut().poll(cx).is_ready() {
+            hurried = true;
+            registered.hurry();
+        }
+        quiesced.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Reads who the engine is, and refuses what cannot be driven.
