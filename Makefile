@@ -119,14 +119,15 @@ miri: nightly
 	    $(MIRI_PROPTEST)" $(MIRI) --lib -p edu --features hal/host
 
 # The long forms of tests that `make test` runs for seconds: the protocol of the drain at full size,
-# and engines that go and come for SOAK seconds.
+# engines that go and come for SOAK seconds, and leave their slots CYCLES times.
 SOAK ?= 600
+CYCLES ?= 500
 .PHONY: soak-drain soak-removal
 soak: soak-drain soak-removal
 soak-drain: toolchain
 	LONGSHORE_DRAIN=full cargo test --quiet --release -p dmaengine --test drain_check -- --nocapture
 soak-removal: build
-	LONGSHORE_SOAK=$(SOAK) cargo test --quiet -p longshore-qemu --test soak -- --nocapture
+	LONGSHORE_SOAK=$(SOAK) LONGSHORE_CYCLES=$(CYCLES) cargo test --quiet -p longshore-qemu --test soak -- --nocapture
 
 # Changes to the code that some test must notice: those that cargo-mutants makes
 # (.cargo/mutants.toml), whose status 3 means that some hung, and those that it cannot

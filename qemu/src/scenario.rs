@@ -200,6 +200,14 @@ impl Machine {
         }
     }
 
+    /// The rest of the line that ends what was awaited last.
+    #[track_caller]
+    pub fn rest_of_line(&mut self) -> String {
+        let start = self.read;
+        self.await_text("\n", PATIENCE);
+        self.console.part(start..self.read).trim_end().into()
+    }
+
     /// Waits for text on the launcher's standard error.
     #[track_caller]
     pub fn await_error_text(&mut self, wanted: &str, patience: Duration) {

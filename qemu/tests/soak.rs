@@ -1,18 +1,24 @@
-//! Engines that go and come for a long time while all of them are tested: a few seconds in
-//! `make test`, as long as `LONGSHORE_SOAK` says, in seconds, in `make soak`.
+//! Engines that go and come for a long time while all of them are tested: a little in `make test`; in
+//! `make soak` for as long as `LONGSHORE_SOAK` says, in seconds, and as often as `LONGSHORE_CYCLES`.
 
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
+use longshore_qemu::hotplug::{How, Running};
 use longshore_qemu::scenario::{Bench, Machine, PATIENCE, field};
 
 const ENGINES: u64 = 4;
 
+/// A number from the environment.
+fn asked(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    let number = text.map_or(Ok(default), |text| text.parse());
+    number.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
 fn limit() -> Duration {
-    let seconds = std::env::var("LONGSHORE_SOAK").ok();
-    let seconds = seconds.map_or(Ok(5), |text| text.parse());
-    Duration::from_secs(seconds.expect("LONGSHORE_SOAK: seconds"))
+    Duration::from_secs(asked("LONGSHORE_SOAK", 5))
 }
 
 /// Numbers that look random and are the same in every run.
@@ -106,7 +112,16 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
         begin.elapsed().as_secs()
     );
     assert!(failed_over + by_cpu > 0, "nothing was in flight, ever");
-    ok(&mut machine, "stop 1");
+    end(machine, 1, test, before);
+}
+
+/// Stops the tests in the background, and the machine: nothing may have failed, be lost or be left,
+/// nor more memory be in use than `before`. `test` runs on every channel.
+#[track_caller]
+fn end(mut machine: Machine, jobs: usize, test: &str, before: u64) {
+    for job in 1..=jobs {
+        ok(&mut machine, &format!("stop {job}"));
+    }
     // What was stopped ends with its test; then the machine is as it was.
     ok(&mut machine, "dmatest channel=cpu iterations=200");
     ok(&mut machine, test);
@@ -131,4 +146,92 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
     for line in summaries {
         assert!(line.contains(", 0 failures "), "{line}");
     }
+}
+
+/// How an engine leaves its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By the attention button.
+    Button,
+    Yank(How),
+}
+
+const WAYS: [Way; 6] = [
+    Way::Button,
+    Way::Yank(How::Freeze),
+    Way::Yank(How::Power),
+    Way::Button,
+    Way::Yank(How::Freeze),
+    Way::Yank(How::AllOnes),
+];
+
+#[test]
+fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
+    let settings = [
+        ("CPUS", "4"),
+        ("IOAT", "3"),
+        ("CHANNELS", "1"),
+        ("FAULT", "slow=100"),
+        ("ANSWER", "100"),
+        ("APPEND", "hotplug_window=50 loglevel=warn"),
+        ("TIMEOUT", "14400"),
+    ];
+    let cycles = asked("LONGSHORE_CYCLES", 30);
+    let mut machine = Bench::new(env!("CARGO_BIN_EXE_longshore-qemu")).start(&settings);
+    machine.await_prompt();
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let test = "dmatest iterations=3 test_buf_size=2048 timeout=60000 chain=400";
+    ok(&mut machine, test);
+    let before = used(&mut machine);
+    // On each of the three channels more than its ring of 1023 holds, each copy after the one before;
+    // and copies for themselves.
+    for load in ["chain=900 threads_per_chan=2", "threads_per_chan=2"] {
+        ok(
+            &mut machine,
+            &format!("dmatest iterations=0 test_buf_size=2048 timeout=60000 {load} &"),
+        );
+    }
+    let begin = Instant::now();
+    let (mut in_flight, mut failed_over, mut by_cpu, mut full, mut frozen) = (0, 0, 0, 0, 0);
+    for cycle in 0..cycles {
+        std::thread::sleep(Duration::from_millis(random.below(300)));
+        let engine = random.below(3);
+        let way = WAYS[random.below(WAYS.len() as u64) as usize];
+        let name = format!("ioat{engine}");
+        let mut running = Running::find(machine.run_dir(), &name).expect("a machine");
+        let at = format!("0{}:00.0", engine + 1);
+        let detached = format!("hot: {at} detached ");
+        match way {
+            Way::Button => drop(
+                running
+                    .remove()
+                    .unwrap_or_else(|why| panic!("{cycle}: {why}")),
+            ),
+            Way::Yank(how) => running.yank(how).expect("a yank"),
+        }
+        machine.await_text(&detached, PATIENCE);
+        let line = machine.rest_of_line();
+        assert_eq!(number(&line, "lost"), 0, "{cycle}: {way:?}: {line}");
+        in_flight += number(&line, "inflight");
+        failed_over += number(&line, "failed_over");
+        by_cpu += number(&line, "cpu");
+        full += u64::from(number(&line, "inflight") >= 512);
+        frozen += u64::from(way == Way::Yank(How::Freeze));
+        // One that is dead in its slot is taken out of it.
+        if !matches!(way, Way::Button | Way::Yank(How::Power)) {
+            running
+                .remove()
+                .unwrap_or_else(|why| panic!("{cycle}: {why}"));
+        }
+        running.add().expect("an addition");
+        machine.await_text(&format!("hot: {at} live "), PATIENCE);
+    }
+    println!(
+        "soak: {} s, {cycles} cycles, {frozen} frozen, {full} with half a ring or more, in flight \
+         {in_flight}, failed over {failed_over}, by the CPU {by_cpu}, lost 0",
+        begin.elapsed().as_secs()
+    );
+    assert!(4 * frozen >= cycles, "{frozen} of {cycles} frozen");
+    assert!(2 * full >= cycles, "{full} of {cycles} with half a ring");
+    end(machine, 2, test, before);
 }
