@@ -171,8 +171,8 @@ fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
         ("CPUS", "4"),
         ("IOAT", "3"),
         ("CHANNELS", "1"),
-        ("FAULT", "slow=100"),
-        ("ANSWER", "100"),
+        ("FAULT", "slow=400"),
+        ("ANSWER", "500"),
         ("APPEND", "hotplug_window=50 loglevel=warn"),
         ("TIMEOUT", "14400"),
     ];
@@ -180,7 +180,7 @@ fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
     let mut machine = Bench::new(env!("CARGO_BIN_EXE_longshore-qemu")).start(&settings);
     machine.await_prompt();
     let mut random = Random(0x2545_f491_4f6c_dd1d);
-    let test = "dmatest iterations=3 test_buf_size=2048 timeout=60000 chain=400";
+    let test = "dmatest iterations=3 test_buf_size=512 timeout=60000 chain=400";
     ok(&mut machine, test);
     let before = used(&mut machine);
     // On each of the three channels more than its ring of 1023 holds, each copy after the one before;
@@ -188,7 +188,7 @@ fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
     for load in ["chain=900 threads_per_chan=2", "threads_per_chan=2"] {
         ok(
             &mut machine,
-            &format!("dmatest iterations=0 test_buf_size=2048 timeout=60000 {load} &"),
+            &format!("dmatest iterations=0 test_buf_size=512 timeout=60000 {load} &"),
         );
     }
     let begin = Instant::now();
