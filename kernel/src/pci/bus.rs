@@ -464,7 +464,10 @@ pub fn port_interrupts(address: Address, name: &'static str) -> Option<Interrupt
     found.config.update_command(both, 0);
     let mut mapped: [Option<MmioRegion>; 6] = Default::default();
     for bar in bars.iter().filter(|bar| bar.address != 0) {
-        mapped[bar.index] = map(bar);
+        mapped[bar.index] = map_region(bar).map(|(mapping, len)| {
+            // Not counted: those who count mean what drivers do to their devices.
+            MmioRegion::new(Arc::new(mapping), len)
+        });
     }
     let input = interrupts::input(address, &found.config, &found.above, ich9);
     let irqs = FunctionInterrupts::new(name, found.config.clone(), &mapped, input);
@@ -551,21 +554,39 @@ pub fn vanish(address: Address) {
 const MAP_MAX: u64 = 64 << 20;
 
 fn map(bar: &Bar) -> Option<MmioRegion> {
+    let (mapping, len) = map_region(bar)?;
+    Some(MmioRegion::new(Arc::new(Counted(mapping)), len))
+}
+
+fn map_region(bar: &Bar) -> Option<(Mapped, usize)> {
     let len = bar.size.min(MAP_MAX) as usize;
     let mapping = PhysicalMapping::new(bar.address, len, Access::Device).ok()?;
-    Some(MmioRegion::new(Arc::new(Mapped(mapping)), len))
+    Some((Mapped(mapping), len))
 }
 
 struct Mapped(PhysicalMapping);
 
 impl MmioOps for Mapped {
     fn read(&self, offset: usize, width: Width) -> u64 {
-        events::count(Event::MmioRead);
         self.0.read_width(offset, width)
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
-        events::count(Event::MmioWrite);
         self.0.write_width(offset, width, value);
+    }
+}
+
+/// A driver's: its accesses are counted.
+struct Counted(Mapped);
+
+impl MmioOps for Counted {
+    fn read(&self, offset: usize, width: Width) -> u64 {
+        events::count(Event::MmioRead);
+        self.0.read(offset, width)
+    }
+
+    fn write(&self, offset: usize, width: Width, value: u64) {
+        events::count(Event::MmioWrite);
+        self.0.write(offset, width, value);
     }
 }
