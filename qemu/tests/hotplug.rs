@@ -100,3 +100,20 @@ fn without_a_machine_it_is_said() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("no machine runs"));
     }
 }
+
+#[test]
+fn the_tour_ends_well() {
+    let run_dir = std::env::temp_dir().join(format!("longshore-demo-{}", std::process::id()));
+    let output = bench()
+        .launcher("demo", &[])
+        .env("RUN_DIR", &run_dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("Nothing was lost"), "{text}");
+    for line in text.lines().filter(|line| line.contains("hot: ")) {
+        assert!(line.ends_with("lost=0"), "{line}");
+    }
+    let _ = std::fs::remove_dir_all(run_dir);
+}

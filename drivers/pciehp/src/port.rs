@@ -89,6 +89,14 @@ impl Port {
         self.config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER == 0
     }
 
+    /// Whether the slot is off or empty: what was behind it reaches no memory. Not so of a port that
+    /// does not answer. The link is not asked for: QEMU has the card tell that, which may be mute.
+    pub fn is_dead(&self) -> bool {
+        let present = |status: SlotStatus| status.contains(SlotStatus::PRESENT);
+        let status = self.status();
+        status.is_some_and(|status| !present(status) || !self.is_powered())
+    }
+
     fn status(&self) -> Option<SlotStatus> {
         match self.config.read16(self.express + SLOT_STATUS) {
             u16::MAX => None,

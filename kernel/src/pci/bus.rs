@@ -18,7 +18,6 @@ use super::bars::{self, Bar};
 use super::interrupts::{self, FunctionInterrupts};
 use super::isolation;
 use super::scan::{self, ConfigSpace, Found, Header};
-use super::slots;
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
@@ -484,11 +483,8 @@ pub fn wake_port(address: Address) {
 
 /// Whether nothing behind the port at `address` can reach memory: its slot is off or empty.
 pub fn is_dead_behind(address: Address) -> bool {
-    let slot = bus().and_then(|bus| {
-        let port = &bus.devices.get(&address)?.found;
-        slots::read(address, port.bridge?.secondary, &port.config)
-    });
-    slot.is_some_and(|slot| !slot.powered || !slot.present)
+    let port = bus().and_then(|bus| Some(bus.devices.get(&address)?.found.clone()));
+    port.is_some_and(|port| isolation::is_dead(&port))
 }
 
 /// Whether function 0 right behind the port at `address` answers.

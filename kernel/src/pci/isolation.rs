@@ -4,16 +4,10 @@
 //! 7.5.1.1.3), which concerns all that stands behind the port, and the port's own messages: who
 //! waits for its interrupts has to look as long as nothing new was handed out from there.
 
-use hal::pci::{Address, Config};
+use hal::pci::Address;
+use pciehp::Port;
 
 use super::scan::Found;
-
-/// Of the PCI Express capability: its registers. PCI Express Base 7.5.3.
-const CAPABILITY_PCIE: u8 = 0x10;
-const PCIE_CAPS: usize = 0x02;
-const SLOT_CAPS: usize = 0x14;
-const SLOT_CONTROL: usize = 0x18;
-const SLOT_STATUS: usize = 0x1a;
 
 /// Keeps the function at `address` from all memory; whether that is so. Its slot is off or empty;
 /// or the port right above it is told to pass nothing on and says that it does not, if nothing else
@@ -25,7 +19,7 @@ pub fn isolate<'a>(found: impl Iterator<Item = &'a Found> + Clone, address: Addr
     let Some(port) = port else {
         return false;
     };
-    if is_off(&port.config) {
+    if is_dead(port) {
         return true;
     }
     let device = |address: Address| (address.segment, address.bus, address.device);
@@ -37,17 +31,9 @@ pub fn isolate<'a>(found: impl Iterator<Item = &'a Found> + Clone, address: Addr
     !found.clone().any(works) && port.config.set_bus_master(false)
 }
 
-/// Whether the slot of a port, if it has one, is off or empty. The state of its link is not asked
-/// for: QEMU has the card itself tell that, and this one does not answer.
-fn is_off(port: &Config) -> bool {
-    let Some(cap) = port.capability(CAPABILITY_PCIE) else {
-        return false;
-    };
-    let implemented = port.read16(cap + PCIE_CAPS) & 1 << 8 != 0;
-    let controller = port.read32(cap + SLOT_CAPS) & 1 << 1 != 0;
-    let off = controller && port.read16(cap + SLOT_CONTROL) & 1 << 10 != 0;
-    let present = port.read16(cap + SLOT_STATUS) & 1 << 6 != 0;
-    implemented && port.is_present() && (off || !present)
+/// Whether a port has a slot, and that is off or empty.
+pub fn is_dead(port: &Found) -> bool {
+    Port::new(port.address, port.config.clone()).is_some_and(|slot| slot.is_dead())
 }
 
 #[cfg(test)]
