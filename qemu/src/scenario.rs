@@ -239,6 +239,18 @@ impl Machine {
             .collect()
     }
 
+    /// As [`Machine::command`], of a command that must end in `ok`; lines of tasks in the background may
+    /// come after it.
+    #[track_caller]
+    pub fn ok(&mut self, command: &str) -> Vec<String> {
+        let lines = self.command(command, PATIENCE);
+        assert!(
+            lines.iter().any(|line| line == "ok"),
+            "{command}: {lines:#?}"
+        );
+        lines
+    }
+
     /// Waits for the machine's end; a machine that does not end is a failure.
     #[track_caller]
     pub fn finish(mut self, patience: Duration) -> Ended {
@@ -360,6 +372,13 @@ impl Stats {
 pub fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split_whitespace()
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The number behind `name=` among the words of a line.
+#[track_caller]
+pub fn number(line: &str, name: &str) -> u64 {
+    let value = field(line, name).and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
 /// Prints `SKIP name: reason` past the test program's capture, so that the suite counts it.

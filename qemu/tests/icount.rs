@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use longshore_qemu::scenario::{Bench, field};
+use longshore_qemu::scenario::{Bench, number};
 
 /// The kernel's line of figures on a machine of that shape.
 fn cost(cpus: &str, engines: &str, channels: &str) -> String {
@@ -23,11 +23,6 @@ fn cost(cpus: &str, engines: &str, channels: &str) -> String {
     };
     println!("{line}");
     line.to_string()
-}
-
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
 }
 
 /// Rows S1.2, S1.3 and S1.13.

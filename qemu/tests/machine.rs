@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use longshore_qemu::console::Frame;
-use longshore_qemu::scenario::{Bench, Ended, PATIENCE, field};
+use longshore_qemu::scenario::{Bench, Ended, PATIENCE, field, number};
 use object::read::elf::{ElfFile64, ProgramHeader};
 
 fn bench() -> Bench {
@@ -23,12 +23,6 @@ fn closing_line<'a>(ended: &'a Ended, command: &str, start: &str) -> &'a str {
     let lines = ended.output_of(command);
     let line = lines.iter().rfind(|line| line.starts_with(start));
     line.unwrap_or_else(|| panic!("no {start:?} in {lines:#?}"))
-}
-
-#[track_caller]
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
 #[track_caller]

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field};
+use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field, number};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
@@ -53,11 +53,6 @@ fn an_engine_in_use_leaves_and_comes_back() {
 }
 
 /// The number that a `hot:` line gives for `name`.
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
-}
-
 /// All channels of four engines are tested by four threads each, while the engines go and come, one
 /// after the other. The clients retry nothing. Engines are slow, so that rings are never empty.
 #[test]

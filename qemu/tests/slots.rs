@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use longshore_qemu::control::{self, Verb};
 use longshore_qemu::qemu;
 use longshore_qemu::qmp::Qmp;
-use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field};
+use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field, number};
 use serde_json::json;
 
 fn bench() -> Bench {
@@ -32,17 +32,6 @@ fn start(more: &[(&str, &str)]) -> Machine {
     let mut machine = bench().start(&settings);
     machine.await_prompt();
     machine
-}
-
-/// Runs a command that must end in `ok`; lines of tasks in the background may come after it.
-#[track_caller]
-fn ok(machine: &mut Machine, command: &str) -> Vec<String> {
-    let lines = machine.command(command, PATIENCE);
-    assert!(
-        lines.iter().any(|line| line == "ok"),
-        "{command}: {lines:#?}"
-    );
-    lines
 }
 
 /// Runs a subcommand of the launcher on the machine; gives its exit status and all that it said.
@@ -84,7 +73,7 @@ fn add(machine: &mut Machine, engine: &str, address: &str) {
 fn await_line(machine: &mut Machine, command: &str, wanted: impl Fn(&str) -> bool) {
     let begin = Instant::now();
     loop {
-        let lines = ok(machine, command);
+        let lines = machine.ok(command);
         if lines.iter().any(|line| wanted(line)) {
             return;
         }
@@ -102,36 +91,25 @@ fn await_slot(machine: &mut Machine, number: u32, state: &str) {
     });
 }
 
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
-}
-
 /// The case in which Linux panics: a client on a channel of the first engine, for ever. And others
 /// on all channels.
 #[track_caller]
 fn load(machine: &mut Machine) {
-    ok(
-        machine,
-        "dmatest channel=dma0chan0 iterations=0 threads_per_chan=8 &",
-    );
-    ok(
-        machine,
-        "dmatest iterations=0 threads_per_chan=2 test_buf_size=32768 &",
-    );
-    ok(machine, "dmatest channel=cpu iterations=20");
+    machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=8 &");
+    machine.ok("dmatest iterations=0 threads_per_chan=2 test_buf_size=32768 &");
+    machine.ok("dmatest channel=cpu iterations=20");
 }
 
 /// Stops the tests of [`load`] and the machine. Nothing may have failed, be lost or be left.
 #[track_caller]
 fn end(mut machine: Machine) -> Ended {
-    ok(&mut machine, "stop 1");
-    ok(&mut machine, "stop 2");
+    machine.ok("stop 1");
+    machine.ok("stop 2");
     // Who was stopped lets go when its operations have ended.
     await_line(&mut machine, "audit", |line| {
         line.starts_with("audit: ") && field(line, "rings") == Some("0")
     });
-    let audit = ok(&mut machine, "audit");
+    let audit = machine.ok("audit");
     let line = audit.iter().find(|line| line.starts_with("audit: "));
     let line = line.unwrap_or_else(|| panic!("{audit:#?}"));
     assert_eq!(
@@ -172,22 +150,19 @@ fn in_and_out(cpus: &str) {
     press(&machine, "ioat0");
     machine.await_text("hot: 01:00.0 detached ", PATIENCE);
     await_slot(&mut machine, 1, "off");
-    ok(&mut machine, "dmatest channel=dma1chan0 iterations=10");
+    machine.ok("dmatest channel=dma1chan0 iterations=10");
     add(&mut machine, "ioat0", "01:00.0");
     await_slot(&mut machine, 1, "on");
-    ok(&mut machine, "dmatest channel=dma0chan1 iterations=10");
+    machine.ok("dmatest channel=dma0chan1 iterations=10");
     // What works now is on its channels again.
-    ok(
-        &mut machine,
-        "dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &",
-    );
-    ok(&mut machine, "dmatest channel=cpu iterations=20");
+    machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &");
+    machine.ok("dmatest channel=cpu iterations=20");
     cut(&machine, "ioat0");
     machine.await_text("hot: 01:00.0 gone ", PATIENCE);
     machine.await_text("hot: 01:00.0 detached ", PATIENCE);
     add(&mut machine, "ioat0", "01:00.0");
-    ok(&mut machine, "dmatest channel=dma0chan0 iterations=10");
-    ok(&mut machine, "stop 3");
+    machine.ok("dmatest channel=dma0chan0 iterations=10");
+    machine.ok("stop 3");
     let ended = end(machine);
     let gone = hot(&ended, "01:00.0", "detached");
     assert_eq!(gone.len(), 2, "{}", ended.all());
@@ -227,11 +202,11 @@ fn both_engines_leave_at_once_and_the_cpu_goes_on() {
         control::ask(&machine.run_dir().control(), Verb::End, engine).unwrap();
     }
     await_line(&mut machine, "dma", |line| line == "dma: devices=0");
-    ok(&mut machine, "dmatest channel=cpu iterations=50");
+    machine.ok("dmatest channel=cpu iterations=50");
     add(&mut machine, "ioat1", "02:00.0");
     add(&mut machine, "ioat0", "01:00.0");
     await_line(&mut machine, "dma", |line| line == "dma: devices=2");
-    ok(&mut machine, "dmatest iterations=10");
+    machine.ok("dmatest iterations=10");
     let ended = end(machine);
     let mut lines = hot(&ended, "01:00.0", "detached");
     lines.extend(hot(&ended, "02:00.0", "detached"));
@@ -256,7 +231,7 @@ fn a_link_that_goes_down_takes_its_engine_out_and_in_again() {
     machine.await_text("hot: 01:00.0 detached ", PATIENCE);
     machine.await_text("hot: 01:00.0 live ", PATIENCE);
     await_slot(&mut machine, 1, "on");
-    ok(&mut machine, "dmatest channel=dma0chan0 iterations=10");
+    machine.ok("dmatest channel=dma0chan0 iterations=10");
     end(machine);
 }
 
@@ -293,7 +268,7 @@ fn an_engine_that_was_killed_leaves_its_slot_and_another_comes() {
     assert!(!said.contains("has not let go"), "{said}");
     await_slot(&mut machine, 1, "off");
     add(&mut machine, "ioat0", "01:00.0");
-    ok(&mut machine, "dmatest channel=dma0chan0 iterations=10");
+    machine.ok("dmatest channel=dma0chan0 iterations=10");
     end(machine);
 }
 
@@ -306,7 +281,7 @@ fn what_is_no_engine_comes_and_leaves_too() {
     qmp.execute("device_add", device).unwrap();
     machine.await_text("03:00.0: found, no driver for it", PATIENCE);
     await_slot(&mut machine, 3, "on");
-    let lspci = ok(&mut machine, "lspci");
+    let lspci = machine.ok("lspci");
     assert!(
         lspci.iter().any(|line| line.starts_with("03:00.0 ")),
         "{lspci:#?}"
@@ -317,7 +292,7 @@ fn what_is_no_engine_comes_and_leaves_too() {
     });
     assert!(deleted.unwrap());
     await_slot(&mut machine, 3, "off");
-    let lspci = ok(&mut machine, "lspci");
+    let lspci = machine.ok("lspci");
     assert!(
         !lspci.iter().any(|line| line.starts_with("03:00.0 ")),
         "{lspci:#?}"
@@ -353,7 +328,7 @@ fn an_engine_without_a_word_gets_no_power_until_another_comes() {
     drop(qmp);
     await_slot(&mut machine, 1, "off");
     add(&mut machine, "ioat0", "01:00.0");
-    ok(&mut machine, "dmatest channel=dma0chan0 iterations=5");
+    machine.ok("dmatest channel=dma0chan0 iterations=5");
     end(machine);
 }
 
@@ -366,8 +341,8 @@ fn an_absent_engine_is_not_removed_again() {
         let (done, said) = launcher(&machine, subcommand, &[("DEV", "ioat0"), ("HOW", how)]);
         assert!(!done && said.trim_end().lines().count() == 1, "{said}");
     }
-    ok(&mut machine, "dmatest channel=dma1chan0 iterations=5");
-    ok(&mut machine, "audit");
+    machine.ok("dmatest channel=dma1chan0 iterations=5");
+    machine.ok("audit");
 }
 
 /// `pci remove` and `pci rescan` know slots, and slots know them.
@@ -375,26 +350,26 @@ fn an_absent_engine_is_not_removed_again() {
 fn software_removal_and_slots_agree() {
     let mut machine = start(&[]);
     load(&mut machine);
-    ok(&mut machine, "pci remove 01:00.0");
+    machine.ok("pci remove 01:00.0");
     press(&machine, "ioat0");
     await_slot(&mut machine, 1, "off");
-    let rescan = ok(&mut machine, "pci rescan");
+    let rescan = machine.ok("pci rescan");
     assert!(
         rescan.iter().any(|line| line == "pci: found=0"),
         "{rescan:#?}"
     );
     add(&mut machine, "ioat0", "01:00.0");
-    ok(&mut machine, "pci remove 01:00.0");
-    ok(&mut machine, "pci rescan");
+    machine.ok("pci remove 01:00.0");
+    machine.ok("pci rescan");
     cut(&machine, "ioat0");
     await_slot(&mut machine, 1, "off");
     await_line(&mut machine, "dma", |line| line == "dma: devices=1");
     add(&mut machine, "ioat0", "01:00.0");
-    let removed = ok(&mut machine, "pci remove 00:03.0");
+    let removed = machine.ok("pci remove 00:03.0");
     assert!(removed.iter().any(|line| line == "ok"));
-    let slots = ok(&mut machine, "slots");
+    let slots = machine.ok("slots");
     assert!(slots.iter().any(|line| line == "slots: 2"), "{slots:#?}");
-    ok(&mut machine, "pci rescan");
+    machine.ok("pci rescan");
     await_slot(&mut machine, 3, "off");
     end(machine);
 }
@@ -418,7 +393,7 @@ fn what_comes_and_goes_in_a_hurry_leaves_the_slot_as_it_is() {
     add(&mut machine, "ioat0", "01:00.0");
     await_slot(&mut machine, 1, "on");
     await_line(&mut machine, "dma", |line| line == "dma: devices=2");
-    ok(&mut machine, "dmatest iterations=5");
+    machine.ok("dmatest iterations=5");
     end(machine);
 }
 
@@ -551,5 +526,5 @@ fn a_slot_takes_one_engine() {
     let refused = qmp(&machine).execute("device_add", device);
     assert!(refused.is_err());
     await_slot(&mut machine, 1, "on");
-    ok(&mut machine, "dmatest iterations=5");
+    machine.ok("dmatest iterations=5");
 }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use longshore_qemu::hotplug::{How, Running};
-use longshore_qemu::scenario::{Bench, Machine, PATIENCE, field};
+use longshore_qemu::scenario::{Bench, Machine, PATIENCE, field, number};
 
 const ENGINES: u64 = 4;
 
@@ -34,26 +34,9 @@ impl Random {
     }
 }
 
-/// Runs a command that must end in `ok`.
-#[track_caller]
-fn ok(machine: &mut Machine, command: &str) -> Vec<String> {
-    let lines = machine.command(command, PATIENCE);
-    // Lines of tasks in the background may come after it.
-    assert!(
-        lines.iter().any(|line| line == "ok"),
-        "{command}: {lines:#?}"
-    );
-    lines
-}
-
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
-}
-
 /// The memory that is in use, in KiB, once nothing runs.
 fn used(machine: &mut Machine) -> u64 {
-    let lines = ok(machine, "mem");
+    let lines = machine.ok("mem");
     let line = lines.iter().find(|line| line.starts_with("mem: total="));
     let text = line.and_then(|line| field(line, "used")).unwrap();
     text.parse().unwrap()
@@ -74,12 +57,9 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
     // What a first run allocates for good, tables of CPUs and tasks, is no leak; nor is one more step
     // of the heap, which CPUs keep small blocks of.
     let test = "dmatest iterations=20 threads_per_chan=4 test_buf_size=32768";
-    ok(&mut machine, test);
+    machine.ok(test);
     let before = used(&mut machine);
-    ok(
-        &mut machine,
-        "dmatest iterations=0 threads_per_chan=4 test_buf_size=32768 &",
-    );
+    machine.ok("dmatest iterations=0 threads_per_chan=4 test_buf_size=32768 &");
     let begin = Instant::now();
     let (mut removals, mut in_flight, mut failed_over, mut by_cpu) = (0, 0, 0, 0);
     while begin.elapsed() < limit() || removals < 4 {
@@ -91,7 +71,7 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
             _ => 1,
         };
         for engine in (first..first + count).map(|n| n % ENGINES + 1) {
-            let lines = ok(&mut machine, &format!("pci remove 0{engine}:00.0"));
+            let lines = machine.ok(&format!("pci remove 0{engine}:00.0"));
             let line = lines.iter().find(|line| line.contains(" detached "));
             let line = line.unwrap_or_else(|| panic!("not detached: {lines:#?}"));
             assert_eq!(number(line, "lost"), 0, "{line}");
@@ -102,7 +82,7 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
             by_cpu += number(line, "cpu");
         }
         std::thread::sleep(Duration::from_millis(random.below(200)));
-        let found = ok(&mut machine, "pci rescan");
+        let found = machine.ok("pci rescan");
         assert!(found.contains(&format!("pci: found={count}")), "{found:#?}");
         std::thread::sleep(Duration::from_millis(random.below(200)));
     }
@@ -120,12 +100,12 @@ fn engines_go_and_come_under_dmatest_and_nothing_is_lost() {
 #[track_caller]
 fn end(mut machine: Machine, jobs: usize, test: &str, before: u64) {
     for job in 1..=jobs {
-        ok(&mut machine, &format!("stop {job}"));
+        machine.ok(&format!("stop {job}"));
     }
     // What was stopped ends with its test; then the machine is as it was.
-    ok(&mut machine, "dmatest channel=cpu iterations=200");
-    ok(&mut machine, test);
-    let audit = ok(&mut machine, "audit");
+    machine.ok("dmatest channel=cpu iterations=200");
+    machine.ok(test);
+    let audit = machine.ok("audit");
     let line = audit.iter().find(|line| line.starts_with("audit: "));
     let line = line.unwrap_or_else(|| panic!("{audit:#?}"));
     for name in ["rings", "iova", "leaked"] {
@@ -181,15 +161,14 @@ fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
     machine.await_prompt();
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let test = "dmatest iterations=3 test_buf_size=512 timeout=60000 chain=400";
-    ok(&mut machine, test);
+    machine.ok(test);
     let before = used(&mut machine);
     // On each of the three channels more than its ring of 1023 holds, each copy after the one before;
     // and copies for themselves.
     for load in ["chain=900 threads_per_chan=2", "threads_per_chan=2"] {
-        ok(
-            &mut machine,
-            &format!("dmatest iterations=0 test_buf_size=512 timeout=60000 {load} &"),
-        );
+        machine.ok(&format!(
+            "dmatest iterations=0 test_buf_size=512 timeout=60000 {load} &"
+        ));
     }
     let begin = Instant::now();
     let (mut in_flight, mut failed_over, mut by_cpu, mut full, mut frozen) = (0, 0, 0, 0, 0);

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field};
+use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, number};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
@@ -21,18 +21,6 @@ fn slow<'a>(engines: &'a str, how: &str) -> Vec<(&'a str, &'a str)> {
     ];
     settings.extend((how == "freeze").then_some(("ANSWER", "500")));
     settings
-}
-
-/// Runs a command that must end in `ok`.
-#[track_caller]
-fn ok(machine: &mut Machine, command: &str) -> Vec<String> {
-    let lines = machine.command(command, PATIENCE);
-    // Lines of tasks in the background may come after it.
-    assert!(
-        lines.iter().any(|line| line == "ok"),
-        "{command}: {lines:#?}"
-    );
-    lines
 }
 
 /// Lets engines vanish, at once.
@@ -53,11 +41,6 @@ fn yank(machine: &Machine, engines: &[&str], how: &str) {
     }
 }
 
-fn number(line: &str, name: &str) -> u64 {
-    let value = field(line, name).and_then(|value| value.parse().ok());
-    value.unwrap_or_else(|| panic!("no {name} in {line:?}"))
-}
-
 /// The only `hot:` line of `address` in `state`.
 #[track_caller]
 fn hot<'a>(ended: &'a Ended, address: &str, state: &str) -> &'a str {
@@ -71,12 +54,12 @@ fn hot<'a>(ended: &'a Ended, address: &str, state: &str) -> &'a str {
 #[track_caller]
 fn end(mut machine: Machine, jobs: usize) -> Ended {
     for job in 1..=jobs {
-        ok(&mut machine, &format!("stop {job}"));
+        machine.ok(&format!("stop {job}"));
     }
     // Rings are worked off in order: behind these, those that were stopped have ended.
-    ok(&mut machine, "dmatest iterations=3");
-    ok(&mut machine, "dmatest channel=cpu iterations=200");
-    let audit = ok(&mut machine, "audit");
+    machine.ok("dmatest iterations=3");
+    machine.ok("dmatest channel=cpu iterations=200");
+    let audit = machine.ok("audit");
     let line = audit.iter().find(|line| line.starts_with("audit: "));
     let line = line.unwrap_or_else(|| panic!("{audit:#?}"));
     for name in ["rings", "iova", "leaked"] {
@@ -116,12 +99,9 @@ fn vanishes(how: &str, cpus: &str) {
     settings.push(("CPUS", cpus));
     let mut machine = bench().start(&settings);
     machine.await_prompt();
-    ok(&mut machine, "dmatest channel=dma0chan0 iterations=0 &");
-    ok(
-        &mut machine,
-        "dmatest iterations=0 threads_per_chan=2 test_buf_size=65536 &",
-    );
-    ok(&mut machine, "dmatest channel=cpu iterations=50");
+    machine.ok("dmatest channel=dma0chan0 iterations=0 &");
+    machine.ok("dmatest iterations=0 threads_per_chan=2 test_buf_size=65536 &");
+    machine.ok("dmatest channel=cpu iterations=50");
     let since = Instant::now();
     yank(&machine, &["ioat0"], how);
     await_gone(
@@ -131,8 +111,8 @@ fn vanishes(how: &str, cpus: &str) {
         &format!("{how}, {cpus} CPUs"),
     );
     // They go on elsewhere.
-    ok(&mut machine, "dmatest channel=dma1chan0 iterations=20");
-    let dma = ok(&mut machine, "dma");
+    machine.ok("dmatest channel=dma1chan0 iterations=20");
+    let dma = machine.ok("dma");
     assert!(dma.iter().any(|line| line == "dma: devices=2"), "{dma:#?}");
     let ended = end(machine, 2);
     let line = hot(&ended, "01:00.0", "detached");
@@ -177,9 +157,9 @@ fn two_engines_vanish_at_once() {
     for how in ["kill", "allones", "freeze"] {
         let mut machine = bench().start(&slow("3", how));
         machine.await_prompt();
-        ok(&mut machine, "dmatest channel=dma0chan0 iterations=0 &");
-        ok(&mut machine, "dmatest iterations=0 threads_per_chan=2 &");
-        ok(&mut machine, "dmatest channel=cpu iterations=50");
+        machine.ok("dmatest channel=dma0chan0 iterations=0 &");
+        machine.ok("dmatest iterations=0 threads_per_chan=2 &");
+        machine.ok("dmatest channel=cpu iterations=50");
         yank(&machine, &["ioat0", "ioat1"], how);
         for address in ["01:00.0", "02:00.0"] {
             let wanted = format!("dma{}", if address.starts_with("01") { 0 } else { 1 });
@@ -194,7 +174,7 @@ fn two_engines_vanish_at_once() {
                 assert!(begun.elapsed() < PATIENCE, "{wanted} stays");
             }
         }
-        ok(&mut machine, "dmatest channel=dma2chan0 iterations=20");
+        machine.ok("dmatest channel=dma2chan0 iterations=20");
         let ended = end(machine, 2);
         for address in ["01:00.0", "02:00.0"] {
             let line = hot(&ended, address, "detached");
@@ -209,11 +189,11 @@ fn the_cpu_goes_on_when_the_last_engine_vanishes() {
     for how in ["kill", "allones", "freeze"] {
         let mut machine = bench().start(&slow("1", how));
         machine.await_prompt();
-        ok(&mut machine, "dmatest channel=dma0chan0 iterations=0 &");
-        ok(&mut machine, "dmatest channel=cpu iterations=50");
+        machine.ok("dmatest channel=dma0chan0 iterations=0 &");
+        machine.ok("dmatest channel=cpu iterations=50");
         yank(&machine, &["ioat0"], how);
         await_gone(&mut machine, "01:00.0", Instant::now(), how);
-        ok(&mut machine, "dmatest channel=cpu iterations=50");
+        machine.ok("dmatest channel=cpu iterations=50");
         let ended = end(machine, 1);
         let line = hot(&ended, "01:00.0", "detached");
         assert_eq!(number(line, "lost"), 0, "{line}");
@@ -229,7 +209,7 @@ fn an_idle_engine_that_vanished_fails_nobody() {
         let mut machine = bench().start(&[]);
         machine.await_prompt();
         yank(&machine, &["ioat0"], how);
-        ok(&mut machine, "dmatest channel=dma0chan0 iterations=20");
+        machine.ok("dmatest channel=dma0chan0 iterations=20");
         let ended = end(machine, 0);
         hot(&ended, "01:00.0", "gone");
         assert_eq!(number(hot(&ended, "01:00.0", "detached"), "lost"), 0);
