@@ -122,7 +122,7 @@ impl<R: Slots, T> Queue<R, T> {
         self.issued.store(first, Ordering::Release);
         *cleaner = Cleaner {
             ring: Some(ring.clone()),
-            entries: VecDeque::with_capacity(ring.capacity() as usize),
+            entries: VecDeque::new(),
             seen,
             delivering: false,
         };
