@@ -220,6 +220,7 @@ fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
         begin.elapsed().as_secs()
     );
     assert!(frozen > 0, "none of {cycles} frozen");
-    assert!(full > 0, "none of {cycles} with half a ring");
+    // When an engine leaves is chance: of a few, all may find it idle.
+    assert!(full > 0 || cycles < 30, "none of {cycles} with half a ring");
     end(machine, 2, test, before);
 }
