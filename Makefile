@@ -127,7 +127,7 @@ soak: soak-drain soak-removal
 soak-drain: toolchain
 	LONGSHORE_DRAIN=full cargo test --quiet --release -p dmaengine --test drain_check -- --nocapture
 soak-removal: build
-	LONGSHORE_SOAK=$(SOAK) LONGSHORE_CYCLES=$(CYCLES) cargo test --quiet -p longshore-qemu --test soak -- --nocapture
+	LONGSHORE_SOAK=$(SOAK) LONGSHORE_CYCLES=$(CYCLES) cargo test --quiet -p longshore-qemu --test soak -- --include-ignored --nocapture
 
 # Changes to the code that some test must notice: those that cargo-mutants makes
 # (.cargo/mutants.toml), whose status 3 means that some hung, and those that it cannot
