@@ -145,6 +145,26 @@ impl Bench {
         }
     }
 
+    /// Runs a subcommand of the launcher on a machine that runs; gives its exit status and all that
+    /// it said.
+    pub fn on(
+        &self,
+        machine: &Machine,
+        subcommand: &str,
+        variables: &[(&str, &str)],
+    ) -> (Option<i32>, String) {
+        let output = self
+            .launcher(subcommand, variables)
+            .env("RUN_DIR", machine.run_dir().path())
+            .output()
+            .expect("the launcher");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
     /// Runs console commands on a machine and waits for its end.
     #[track_caller]
     pub fn run(&self, commands: &str, variables: &[(&str, &str)]) -> Ended {

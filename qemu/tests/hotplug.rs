@@ -11,16 +11,7 @@ fn bench() -> Bench {
 
 /// Runs a subcommand on a machine; gives its exit status and all that it said.
 fn on(machine: &Machine, subcommand: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
-    let output = bench()
-        .launcher(subcommand, variables)
-        .env("RUN_DIR", machine.run_dir().path())
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (
-        output.status.code(),
-        String::from_utf8_lossy(&text).into_owned(),
-    )
+    bench().on(machine, subcommand, variables)
 }
 
 #[test]

@@ -34,18 +34,10 @@ fn start(more: &[(&str, &str)]) -> Machine {
     machine
 }
 
-/// Runs a subcommand of the launcher on the machine; gives its exit status and all that it said.
+/// Runs a subcommand of the launcher on the machine; whether it succeeded, and all that it said.
 fn launcher(machine: &Machine, subcommand: &str, variables: &[(&str, &str)]) -> (bool, String) {
-    let output = bench()
-        .launcher(subcommand, variables)
-        .env("RUN_DIR", machine.run_dir().path())
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&text).into_owned(),
-    )
+    let (status, said) = bench().on(machine, subcommand, variables);
+    (status == Some(0), said)
 }
 
 #[track_caller]

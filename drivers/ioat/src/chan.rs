@@ -101,7 +101,7 @@ impl Mapped {
 
     /// Writes the descriptors for it, `len` bytes in all, into the free slots, the last with
     /// `control`. How many they are, of which those are written that find a slot; `None` where
-    /// less than `len` bytes are mapped.
+    /// not just `len` bytes are mapped.
     fn write(
         &self,
         ring: &Ring,
