@@ -1,6 +1,5 @@
 //! A channel as the layer keeps it, and the handle by which everybody may look at it.
 
-use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -18,7 +17,7 @@ use crate::depend::Depend;
 use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
-use crate::operation::{Back, Completion, Cookie, Operation};
+use crate::operation::{Back, Cookie, Duty, Operation};
 use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
@@ -191,12 +190,12 @@ impl Chan {
             return Err((descriptor, SubmitReason::Gone));
         }
         let Descriptor {
-            chan,
-            work,
-            mut terms,
-            kind,
+            chan, mut record, ..
         } = descriptor;
         let cookie = Cookie(order.next);
+        let completion = &mut record.completion;
+        completion.cookie = cookie;
+        let terms = &mut completion.terms;
         let flags = terms.flags;
         terms.update();
         let in_ring = |fence: &Fence| !fence.is_signalled() && fence.context() == self.context;
@@ -209,16 +208,13 @@ impl Chan {
             Fence::new(self.context, cookie.0)
         };
         let back = Back::default();
-        let completion = Completion {
-            chan: chan.clone(),
-            cookie,
-            terms,
+        completion.waits = waits;
+        completion.duty = Some(Duty {
+            chan,
             back: back.clone(),
-            signaler: Some(signaler),
-            waits,
-            ride: None,
-        };
-        let operation = Operation::new(work, completion);
+            signaler,
+        });
+        let operation = Operation::new(record);
         let submitted = Submitted {
             cookie,
             fence,
@@ -243,13 +239,8 @@ impl Chan {
             Err(rejected) => {
                 drop(order);
                 let reason = rejected.reason;
-                let (work, terms) = rejected.operation.refuse();
-                let descriptor = Descriptor {
-                    chan,
-                    work,
-                    terms,
-                    kind,
-                };
+                let record = rejected.operation.refuse();
+                let descriptor = Descriptor::new(self.clone(), record);
                 Err((descriptor, reason))
             }
         }
@@ -302,7 +293,7 @@ impl Chan {
     }
 
     /// Takes over an operation whose own channel is gone, or gives it back.
-    pub(crate) fn adopt(self: &Arc<Self>, mut operation: Operation) -> Result<(), Box<Rejected>> {
+    pub(crate) fn adopt(self: &Arc<Self>, mut operation: Operation) -> Result<(), Rejected> {
         let _order = self.submit.lock();
         if self.is_closed() {
             return Err(Rejected::new(operation, SubmitReason::Gone));

@@ -164,7 +164,7 @@ impl ChannelOps for Cpu {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         let mut state = self.state.lock();
         if state.queue.len() >= QUEUE {
             return Err(Rejected::new(operation, SubmitReason::Full));

@@ -10,7 +10,8 @@ use dma_fence::{Fence, FenceError};
 
 use crate::capability::Flags;
 use crate::chan::Chan;
-use crate::work::{Kind, Work};
+use crate::operation::Record;
+use crate::work::Kind;
 
 /// What a client leaves to be run when an operation has ended.
 pub(crate) type Callback = Box<dyn FnOnce(Result<(), FenceError>) + Send>;
@@ -19,8 +20,7 @@ pub(crate) type Callback = Box<dyn FnOnce(Result<(), FenceError>) + Send>;
 /// channel's. Dropping it frees the buffers.
 pub struct Descriptor<K: Kind> {
     pub(crate) chan: Arc<Chan>,
-    pub(crate) work: Work,
-    pub(crate) terms: Terms,
+    pub(crate) record: Box<Record>,
     pub(crate) kind: PhantomData<fn() -> K>,
 }
 
@@ -40,6 +40,10 @@ struct More {
 }
 
 impl Terms {
+    pub(crate) fn new(flags: Flags) -> Self {
+        Self { flags, more: None }
+    }
+
     fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
     }
@@ -67,17 +71,16 @@ impl Terms {
 }
 
 impl<K: Kind> Descriptor<K> {
-    pub(crate) fn new(chan: Arc<Chan>, work: Work, flags: Flags) -> Self {
-        let terms = Terms {
-            flags,
-            ..Terms::default()
-        };
+    pub(crate) fn new(chan: Arc<Chan>, record: Box<Record>) -> Self {
         Self {
             chan,
-            work,
-            terms,
+            record,
             kind: PhantomData,
         }
+    }
+
+    fn more(&mut self) -> &mut More {
+        self.record.completion.terms.more()
     }
 
     /// Has `callback` run when the operation has ended, however it ends: once, in a task, outside
@@ -89,7 +92,7 @@ impl<K: Kind> Descriptor<K> {
         mut self,
         callback: impl FnOnce(Result<(), FenceError>) + Send + 'static,
     ) -> Self {
-        self.terms.more().callback = Some(Box::new(callback));
+        self.more().callback = Some(Box::new(callback));
         self
     }
 
@@ -99,13 +102,13 @@ impl<K: Kind> Descriptor<K> {
     /// operation waits outside the ring and is issued by itself. If the work ends with an error, so
     /// does the operation, with the same one.
     pub fn after(mut self, fence: &Fence) -> Self {
-        self.terms.more().after.push(fence.clone());
+        self.more().after.push(fence.clone());
         self
     }
 
     /// The buffers, instead of the operation.
     pub fn into_buffers(self) -> K::Buffers {
-        match K::unwrap(self.work) {
+        match K::unwrap(self.record.work) {
             Some(buffers) => buffers,
             None => unreachable!("a descriptor's kind is its operation's"),
         }
@@ -114,7 +117,7 @@ impl<K: Kind> Descriptor<K> {
 
 impl<K: Kind> fmt::Debug for Descriptor<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Descriptor({} {:?})", self.chan.name, self.work)
+        write!(f, "Descriptor({} {:?})", self.chan.name, self.record.work)
     }
 }
 

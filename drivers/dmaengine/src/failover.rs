@@ -7,7 +7,6 @@
 //! ([`Operation::expose`]). Operations enter one ring in the order of their submission, or run one after the other:
 //! what depended on its predecessor in the ring still does.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -81,7 +80,7 @@ struct Other {
 
 impl Other {
     /// Gives it an operation that fits; `Err` with it where the channel does not take it.
-    fn give(&mut self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn give(&mut self, operation: Operation) -> Result<(), Rejected> {
         let fence = operation.fence();
         self.hold.chan.adopt(operation)?;
         self.taken.extend(fence);

@@ -167,7 +167,7 @@ impl ChannelOps for Mock {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         let mut state = self.state.lock();
         if state.refused.contains(operation.work().capability()) {
             return Err(Rejected::new(operation, SubmitReason::Unsupported));

@@ -8,6 +8,7 @@ use hal::dma::{Destination, Source};
 use crate::capability::Flags;
 use crate::channel::Channel;
 use crate::descriptor::Descriptor;
+use crate::operation::Record;
 use crate::raid::{Pq, PqVal, Xor, XorVal};
 use crate::shape::{self, Shape};
 use crate::work::{Interrupt, Kind, Memcpy, Memset, Work};
@@ -161,7 +162,10 @@ impl Channel {
         flags: Flags,
     ) -> Result<Descriptor<K>, PrepError<K>> {
         match shape.and_then(|shape| self.check(shape)) {
-            Ok(()) => Ok(Descriptor::new(self.chan().clone(), work(buffers), flags)),
+            Ok(()) => {
+                let record = Record::new(work(buffers), flags);
+                Ok(Descriptor::new(self.chan().clone(), record))
+            }
             Err(reason) => Err(PrepError { reason, buffers }),
         }
     }

@@ -52,7 +52,7 @@ pub trait ChannelOps: Send + Sync {
 
     /// Takes an operation into the ring, without starting it. Called under the channel's submit
     /// lock: it must not complete any operation, nor wait.
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>>;
+    fn submit(&self, operation: Operation) -> Result<(), Rejected>;
 
     /// Starts everything submitted since the last call: one barrier, one doorbell.
     fn issue_pending(&self);
@@ -155,7 +155,7 @@ pub struct Rejected {
 
 impl Rejected {
     /// Refuses `operation`.
-    pub fn new(operation: Operation, reason: SubmitReason) -> Box<Self> {
-        Box::new(Self { operation, reason })
+    pub fn new(operation: Operation, reason: SubmitReason) -> Self {
+        Self { operation, reason }
     }
 }

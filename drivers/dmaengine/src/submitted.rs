@@ -55,9 +55,9 @@ impl<K: Kind> Submitted<K> {
     }
 
     fn taken(self, result: Result<(), FenceError>) -> Finished<K> {
-        let work = self.back.lock().take();
+        let record = self.back.lock().take();
         Finished {
-            buffers: work.and_then(K::unwrap),
+            buffers: record.and_then(|record| K::unwrap(record.work)),
             result,
         }
     }

@@ -240,7 +240,7 @@ impl ChannelOps for Chan {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         let Work::Memcpy { dst, src } = operation.work() else {
             return Err(Rejected::new(operation, SubmitReason::Unsupported));
         };

@@ -369,7 +369,7 @@ impl ChannelOps for Chan {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         let device = &self.device;
         let limit = device.transfer_limit();
         let mapped = match Mapped::new(&device.dma, operation.work()) {

@@ -171,7 +171,7 @@ impl ChannelOps for Forgetful {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         self.ring.lock().push(operation);
         Ok(())
     }

@@ -33,7 +33,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::mem;
 
-use dma_fence::{Context, Fence};
+use dma_fence::{Context, Fence, FenceError};
 use spin::Mutex;
 
 use crate::capability::Capabilities;
@@ -44,6 +44,7 @@ use crate::device::DeviceInfo;
 use crate::life::{Hold, RequestError, Sharing};
 use crate::operation::{Ended, Operation};
 use crate::provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};
+use crate::work::Work;
 use lists::{Lists, Slot};
 use pump::Fill;
 pub(crate) use pump::Pump;
@@ -71,6 +72,14 @@ pub(crate) struct Ride {
 }
 
 impl Ride {
+    /// The operation has ended in the ring, and leaves it.
+    pub(crate) fn count(&self, work: &Work, result: Result<(), FenceError>) {
+        if let Some(ring) = &self.ring {
+            ring.count(work, result);
+            ring.leave();
+        }
+    }
+
     /// The operation comes back, however it has ended.
     pub(crate) fn end(self, ended: Ended) {
         self.virt.ended(self.slot, ended);
@@ -269,7 +278,7 @@ impl ChannelOps for Virt {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
         let mut lists = self.lists.lock();
         if !lists.open {
             return Err(Rejected::new(operation, SubmitReason::Gone));

@@ -5,7 +5,6 @@
 //! that a turn is worth its doorbell. Whoever finds it turning leaves the work to that one, so that
 //! neither stack nor time of a caller grows with the work.
 
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::mem;
@@ -107,7 +106,7 @@ impl Pump {
     }
 
     /// Puts an operation into the ring.
-    pub(super) fn adopt(&self, operation: Operation) -> Result<(), Box<Rejected>> {
+    pub(super) fn adopt(&self, operation: Operation) -> Result<(), Rejected> {
         // Before it can come out.
         self.entered(1);
         let adopted = self.chan.adopt(operation);
