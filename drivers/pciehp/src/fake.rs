@@ -86,6 +86,8 @@ struct Registers {
     lamps: Vec<(u16, u16)>,
     /// Commands that came before the last one was completed.
     hasty: usize,
+    /// Reads of the link while no message could be issued.
+    link_reads: usize,
 }
 
 /// What comes of power.
@@ -130,6 +132,7 @@ impl Fake {
                 told: false,
                 lamps: Vec::from([(lit as u16, Indicator::Off as u16)]),
                 hasty: 0,
+                link_reads: 0,
             }),
             event: Mutex::new(None),
         })
@@ -222,6 +225,11 @@ impl Fake {
 
     pub(crate) fn hasty(&self) -> usize {
         self.lock().hasty
+    }
+
+    /// How often the link was asked for while the port was silenced.
+    pub(crate) fn link_reads(&self) -> usize {
+        self.lock().link_reads
     }
 }
 
@@ -398,6 +406,8 @@ impl ConfigOps for Space {
         if registers.gone {
             return width.ones() as u32;
         }
+        let reads_link = offset == EXPRESS + LINK_STATUS && registers.silent;
+        registers.link_reads += usize::from(reads_link);
         let model = registers.model;
         let mut link_capabilities = LinkCapabilities::empty();
         link_capabilities.set(LinkCapabilities::ACTIVE_REPORTING, model.tells_link);

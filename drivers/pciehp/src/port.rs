@@ -73,7 +73,8 @@ impl Port {
         self.capabilities.message_number()
     }
 
-    /// How the slot is; `None` where the port does not answer.
+    /// How the slot is; `None` where the port does not answer. A silenced port does not tell of its
+    /// link: what is behind it is gone, and some ports, QEMU's among them, ask the card.
     pub fn levels(&self) -> Option<Levels> {
         self.status().map(|status| self.levels_of(status))
     }
@@ -90,7 +91,7 @@ impl Port {
     }
 
     /// Whether the slot is off or empty: what was behind it reaches no memory. Not so of a port that
-    /// does not answer. The link is not asked for: QEMU has the card tell that, which may be mute.
+    /// does not answer. The link is not asked for, as in [`Port::levels`].
     pub fn is_dead(&self) -> bool {
         let present = |status: SlotStatus| status.contains(SlotStatus::PRESENT);
         let status = self.status();
@@ -105,13 +106,21 @@ impl Port {
     }
 
     fn levels_of(&self, status: SlotStatus) -> Levels {
-        let tells = self.link.contains(LinkCapabilities::ACTIVE_REPORTING);
         let sensor = self.slot.contains(SlotCapabilities::LATCH_SENSOR);
         Levels {
             present: status.contains(SlotStatus::PRESENT),
             latch_open: sensor && status.contains(SlotStatus::LATCH_OPEN),
-            link: tells.then(|| self.is_link_active()),
+            link: (self.tells_link() && !self.is_silenced()).then(|| self.is_link_active()),
         }
+    }
+
+    fn tells_link(&self) -> bool {
+        self.link.contains(LinkCapabilities::ACTIVE_REPORTING)
+    }
+
+    /// Whether nothing says that the link is not active.
+    pub(crate) fn may_be_linked(&self) -> bool {
+        !self.tells_link() || self.is_link_active()
     }
 
     fn is_link_active(&self) -> bool {

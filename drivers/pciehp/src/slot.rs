@@ -450,10 +450,7 @@ impl<O: Occupants> Place<O> {
             answer,
             ..
         } = self.options;
-        let up = || {
-            let levels = self.port.levels();
-            levels.is_none_or(|levels| levels.link != Some(false))
-        };
+        let up = || self.port.may_be_linked();
         if poll_until(link, ANSWER_STEP, up).await.is_err() {
             log::error!("{}: no link", self.port);
             return false;

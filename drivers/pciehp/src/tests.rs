@@ -641,6 +641,27 @@ fn a_port_that_was_silenced_is_polled() {
     });
 }
 
+/// QEMU has the card itself answer for its link, and one that is frozen takes its time.
+#[test]
+fn a_port_that_was_silenced_is_not_asked_for_its_link() {
+    play(Model::default(), true, QUICK, true, async |stage| {
+        stage.fake.silence(true);
+        stage.handle.look();
+        stage.quiet().await;
+        stage.hands(|hands| hands.press());
+        stage.until(State::Off).await;
+        assert_eq!(stage.fake.link_reads(), 0);
+        // A card that comes is awaited by its link all the same.
+        stage.hands(|hands| hands.model().link = None);
+        stage.hands(|hands| hands.exchange());
+        stage.until(State::PoweringOn).await;
+        stage.quiet().await;
+        assert_eq!(stage.handle.state(), State::PoweringOn);
+        stage.hands(|hands| hands.pull());
+        stage.until(State::Off).await;
+    });
+}
+
 #[test]
 fn our_own_reset_is_no_event() {
     play_both(Model::default(), true, QUICK, async |stage| {

@@ -41,7 +41,7 @@ impl DmaOps for Direct {
 
     fn isolate(&self) -> bool {
         let isolated = bus::isolate(self.0);
-        hotplug::look();
+        hotplug::look(self.0);
         isolated
     }
 }

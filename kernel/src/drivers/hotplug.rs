@@ -40,10 +40,13 @@ pub fn state(address: Address) -> Option<State> {
     find(address).map(|handle| handle.state())
 }
 
-/// Ports may have been silenced together with what is behind them: has their slots looked at.
-pub fn look() {
+/// The function at `address` may have been silenced, and the port above it as well: has its slot
+/// looked at.
+pub fn look(address: Address) {
     for served in SLOTS.lock().iter() {
-        served.handle.look();
+        if bus::behind(served.port).contains(&address) {
+            served.handle.look();
+        }
     }
 }
 
