@@ -97,7 +97,7 @@ clean:
 # is known to be found. The tests that are no models cannot run in this build.
 loom: toolchain
 	LOOM_MAX_PREEMPTIONS=3 RUSTFLAGS="--cfg loom" cargo test --quiet --target-dir $(TARGET_DIR)/loom \
-	    -p dma-fence -p dmaengine -p ioat --lib models::
+	    -p dma-fence -p dmaengine -p dma-buf -p ioat --lib models::
 
 # Miri: undefined behaviour and data races, in what runs on the host. The host's threads end with
 # the process, and what they hold then is no leak. This Miri breaks down where a device has written
@@ -114,7 +114,7 @@ nightly: toolchain
 miri: nightly
 	MIRIFLAGS="-Zmiri-strict-provenance" $(MIRI) -p dma-fence -p ioat-spec
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
-	    -p hal -p dmaengine -p ioat --features hal/host
+	    -p hal -p dmaengine -p dma-buf -p ioat --features hal/host
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks -Zmiri-disable-weak-memory-emulation \
 	    $(MIRI_PROPTEST)" $(MIRI) --lib -p edu --features hal/host
 

@@ -5,6 +5,7 @@
 //! [`install_default`] runs by itself at the first use.
 
 use alloc::alloc::{Layout, alloc_zeroed};
+mod counting;
 mod probe;
 mod tasks;
 
@@ -19,6 +20,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use buddy_system_allocator::FrameAllocator;
+pub use counting::CountingHeap;
 pub use probe::{Moment, probe};
 use smallvec::smallvec;
 use tasks::{Timers, lock};
