@@ -18,6 +18,8 @@ pub enum FenceError {
     Gone,
     /// The memory could not be mapped for the device.
     Map,
+    /// Its timeline was closed before it got there.
+    Closed,
 }
 
 impl FenceError {
@@ -30,6 +32,7 @@ impl FenceError {
             Self::Device(_) => -5,    // EIO
             Self::Gone => -19,        // ENODEV
             Self::Map => -14,         // EFAULT
+            Self::Closed => -2,       // ENOENT
         }
     }
 }
@@ -43,6 +46,7 @@ impl fmt::Display for FenceError {
             Self::Device(code) => write!(f, "device error {code:#x}"),
             Self::Gone => f.write_str("device gone"),
             Self::Map => f.write_str("mapping failed"),
+            Self::Closed => f.write_str("timeline closed"),
         }
     }
 }
@@ -60,6 +64,7 @@ pub(crate) const fn encode(result: Result<(), FenceError>) -> u64 {
         Err(FenceError::Device(code)) => (5, code),
         Err(FenceError::Gone) => (6, 0),
         Err(FenceError::Map) => (7, 0),
+        Err(FenceError::Closed) => (8, 0),
     };
     kind << 32 | code as u64
 }
@@ -73,6 +78,7 @@ pub(crate) const fn decode(word: u64) -> Option<Result<(), FenceError>> {
         5 => Err(FenceError::Device(word as u32)),
         6 => Err(FenceError::Gone),
         7 => Err(FenceError::Map),
+        8 => Err(FenceError::Closed),
         _ => Err(FenceError::Abandoned),
     })
 }
@@ -92,6 +98,7 @@ mod tests {
             Err(FenceError::Device(u32::MAX)),
             Err(FenceError::Gone),
             Err(FenceError::Map),
+            Err(FenceError::Closed),
         ];
         for result in results {
             assert_ne!(encode(result), PENDING);
@@ -109,6 +116,7 @@ mod tests {
             FenceError::Device(1),
             FenceError::Gone,
             FenceError::Map,
+            FenceError::Closed,
         ];
         for (i, a) in errors.iter().enumerate() {
             assert!(a.errno() < 0);

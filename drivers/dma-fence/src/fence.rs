@@ -3,14 +3,17 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::alloc::Layout;
+use core::any::Any;
 use core::fmt;
 use core::future::IntoFuture;
 use core::mem;
 use core::task::Waker;
+use core::time::Duration;
 
 use smallvec::SmallVec;
 
 use crate::error::{FenceError, PENDING, decode, encode};
+use crate::ops::FenceOps;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wait::Wait;
 
@@ -22,10 +25,16 @@ pub struct Fence {
     inner: Arc<Inner>,
 }
 
-/// The end that signals, exactly once. There is one per fence.
+/// The end that signals, exactly once. There is one per fence, and signalling uses it up:
+///
+/// ```compile_fail,E0382
+/// let (signaler, fence) = dma_fence::Fence::new(1, 1);
+/// signaler.signal(Ok(()));
+/// signaler.signal(Ok(()));
+/// ```
 pub struct Signaler {
-    /// Empty once it has signalled.
-    inner: Option<Arc<Inner>>,
+    inner: Arc<Inner>,
+    signalled: bool,
 }
 
 // Of a size and alignment that no other heap block has: see `Fence::block`.
@@ -34,16 +43,26 @@ struct Inner {
     context: u64,
     seqno: u64,
     /// `PENDING`, then for good an encoded result. Written once, under the lock of `waiters`: who
-    /// finds it pending there is on the lists before they are run.
+    /// finds it pending there is on the list before that is run.
     status: AtomicU64,
+    /// Whose work it is, where that takes part.
+    ops: Option<Arc<dyn FenceOps>>,
     waiters: Mutex<Waiters>,
 }
 
 #[derive(Default)]
 struct Waiters {
     next: u64,
-    wakers: SmallVec<[(u64, Waker); 1]>,
-    callbacks: SmallVec<[(CallbackId, Callback); 1]>,
+    /// It has no signaler before somebody waits.
+    lazy: bool,
+    /// Somebody has waited, and the fence's operations were told.
+    enabled: bool,
+    list: SmallVec<[(u64, Waiter); 1]>,
+}
+
+enum Waiter {
+    Task(Waker),
+    Callback(Callback),
 }
 
 /// Names a callback, to take it back.
@@ -53,6 +72,13 @@ pub struct CallbackId(u64);
 /// The fence was signalled before; this is how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlreadySignalled(pub Result<(), FenceError>);
+
+impl AlreadySignalled {
+    /// The number that Linux would use for it, negative.
+    pub const fn errno(self) -> i32 {
+        -2 // ENOENT
+    }
+}
 
 impl fmt::Display for AlreadySignalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,20 +96,39 @@ impl Fence {
             .map_or(counts, |(block, _)| block.pad_to_align())
     }
 
-    /// A pending fence numbered `context:seqno`. For those who number their fences themselves;
-    /// others ask a [`crate::Context`].
+    /// A pending fence numbered `context:seqno`, signalled by software alone. For those who number
+    /// their fences themselves; others ask a [`crate::Context`].
     #[allow(clippy::new_ret_no_self)]
     pub fn new(context: u64, seqno: u64) -> (Signaler, Fence) {
+        let fence = Self::pending(context, seqno, None, false);
+        (Signaler::of(&fence), fence)
+    }
+
+    /// A pending fence of a kind of its own, see [`FenceOps`].
+    pub fn with_ops(context: u64, seqno: u64, ops: Arc<dyn FenceOps>) -> (Signaler, Fence) {
+        let fence = Self::pending(context, seqno, Some(ops), false);
+        (Signaler::of(&fence), fence)
+    }
+
+    /// The same, whose signaler comes into being when somebody waits: while nobody does it costs
+    /// its `ops` nothing, and may go before the work ends.
+    pub fn lazy(context: u64, seqno: u64, ops: Arc<dyn FenceOps>) -> Fence {
+        Self::pending(context, seqno, Some(ops), true)
+    }
+
+    fn pending(context: u64, seqno: u64, ops: Option<Arc<dyn FenceOps>>, lazy: bool) -> Fence {
+        let waiters = Waiters {
+            lazy,
+            ..Waiters::default()
+        };
         let inner = Arc::new(Inner {
             context,
             seqno,
             status: AtomicU64::new(PENDING),
-            waiters: Mutex::default(),
+            ops,
+            waiters: Mutex::new(waiters),
         });
-        let signaler = Signaler {
-            inner: Some(inner.clone()),
-        };
-        (signaler, Fence { inner })
+        Fence { inner }
     }
 
     /// A fence that is signalled from the start.
@@ -103,14 +148,40 @@ impl Fence {
         self.inner.seqno
     }
 
+    /// Whether both observe the same work.
+    pub fn is_same(&self, other: &Fence) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Its operations, if they are of this type: so a provider recognises fences of its own, whose
+    /// order its hardware may keep by itself.
+    pub fn ops<T: FenceOps>(&self) -> Option<&T> {
+        let ops: &dyn Any = self.inner.ops.as_deref()?;
+        ops.downcast_ref()
+    }
+
     /// Whether the work has ended. What the work wrote is visible to who saw `true`.
     pub fn is_signalled(&self) -> bool {
         self.result().is_some()
     }
 
-    /// How the work ended; `None` while it goes on.
+    /// How the work ended; `None` while it goes on. Runs nobody's callbacks.
     pub fn result(&self) -> Option<Result<(), FenceError>> {
-        decode(self.inner.status.load(Ordering::Acquire))
+        let known = self.inner.result();
+        match &self.inner.ops {
+            Some(ops) if known.is_none() => Some(self.inner.settle(ops.poll(self)?)),
+            _ => known,
+        }
+    }
+
+    /// Says when somebody will need the work done, as time since the start of the machine's clock:
+    /// a hint, which whoever does the work may follow.
+    pub fn set_deadline(&self, deadline: Duration) {
+        if let Some(ops) = &self.inner.ops
+            && self.inner.result().is_none()
+        {
+            ops.set_deadline(self, deadline);
+        }
     }
 
     /// Waits for the signal. Cancel-safe: dropping the future leaves nothing behind.
@@ -119,30 +190,22 @@ impl Fence {
     }
 
     /// Runs `callback` when the fence is signalled, on the signaler's stack: it must be short, and
-    /// may take any lock that the signaler does not hold.
+    /// may take any lock that the signaler does not hold. Where the work has ended without anybody
+    /// having said so, that may be before this returns. The caller's reference may go: the callback
+    /// stays with who signals.
     pub fn add_callback(
         &self,
         callback: impl FnOnce(Result<(), FenceError>) + Send + 'static,
     ) -> Result<CallbackId, AlreadySignalled> {
-        let callback = Box::new(callback);
-        let mut waiters = self.inner.waiters.lock();
-        if let Some(result) = self.result() {
-            return Err(AlreadySignalled(result));
-        }
-        let id = CallbackId(waiters.number());
-        waiters.callbacks.push((id, callback));
-        Ok(id)
+        let waiter = Waiter::Callback(Box::new(callback));
+        self.list(None, waiter)
+            .map(CallbackId)
+            .map_err(AlreadySignalled)
     }
 
     /// Takes a callback back. Whether it was still there: `false` says that it has run, or runs.
     pub fn remove_callback(&self, id: CallbackId) -> bool {
-        let removed = {
-            let mut waiters = self.inner.waiters.lock();
-            let found = waiters.callbacks.iter().position(|(other, _)| *other == id);
-            found.map(|at| waiters.callbacks.remove(at))
-        };
-        // The closure is dropped here, outside the lock: it may own fences.
-        removed.is_some()
+        self.unlist(id.0)
     }
 
     /// Registers `waker` under `key`, or replaces what `key` names; `Err` when signalled.
@@ -151,75 +214,135 @@ impl Fence {
         key: Option<u64>,
         waker: &Waker,
     ) -> Result<u64, Result<(), FenceError>> {
-        let mut waiters = self.inner.waiters.lock();
+        self.list(key, Waiter::Task(waker.clone()))
+    }
+
+    /// The list of a fence that was signalled is empty, unless nobody has said so yet.
+    pub(crate) fn deregister(&self, key: u64) {
+        if self.inner.result().is_none() || self.inner.ops.is_some() {
+            self.unlist(key);
+        }
+    }
+
+    /// Puts `waiter` on the list, in place of what `key` names there.
+    fn list(&self, key: Option<u64>, waiter: Waiter) -> Result<u64, Result<(), FenceError>> {
         if let Some(result) = self.result() {
             return Err(result);
         }
-        if let Some(key) = key
-            && let Some((_, old)) = waiters.wakers.iter_mut().find(|(other, _)| *other == key)
-        {
-            old.clone_from(waker);
-            return Ok(key);
+        let (key, replaced, enable) = {
+            let mut waiters = self.inner.waiters.lock();
+            if let Some(result) = self.inner.result() {
+                return Err(result);
+            }
+            let (key, replaced) = waiters.put(key, waiter);
+            let first = !mem::replace(&mut waiters.enabled, true);
+            (key, replaced, first.then_some(waiters.lazy))
+        };
+        // Outside the lock, as everything that runs code of others.
+        drop(replaced);
+        if let (Some(lazy), Some(ops)) = (enable, &self.inner.ops) {
+            ops.enable_signaling(self, lazy.then(|| Signaler::of(self)));
         }
-        let key = waiters.number();
-        waiters.wakers.push((key, waker.clone()));
         Ok(key)
     }
 
-    pub(crate) fn deregister(&self, key: u64) {
+    fn unlist(&self, key: u64) -> bool {
         let removed = {
             let mut waiters = self.inner.waiters.lock();
-            let found = waiters.wakers.iter().position(|(other, _)| *other == key);
-            found.map(|at| waiters.wakers.remove(at))
+            let found = waiters.list.iter().position(|(other, _)| *other == key);
+            found.map(|at| waiters.list.remove(at))
         };
-        drop(removed);
+        // The waiter is dropped here, outside the lock: it may own fences.
+        removed.is_some()
     }
 }
 
 impl Signaler {
+    fn of(fence: &Fence) -> Self {
+        Self {
+            inner: fence.inner.clone(),
+            signalled: false,
+        }
+    }
+
     /// Signals: `result` is seen by all observers from now on, callbacks and waiting tasks run.
     pub fn signal(mut self, result: Result<(), FenceError>) {
-        self.finish(result);
+        let _ = self.try_signal(result);
+    }
+
+    /// The same, for who cannot give the signaler away. Fails, and changes nothing, where the fence
+    /// was signalled before, or the work was seen to have ended.
+    pub fn try_signal(&mut self, result: Result<(), FenceError>) -> Result<(), AlreadySignalled> {
+        self.signalled = true;
+        self.inner.finish(result)
     }
 
     /// An observer of this fence.
     pub fn fence(&self) -> Option<Fence> {
-        self.inner.clone().map(|inner| Fence { inner })
-    }
-
-    fn finish(&mut self, result: Result<(), FenceError>) {
-        let Some(inner) = self.inner.take() else {
-            return;
-        };
-        let Waiters {
-            wakers, callbacks, ..
-        } = {
-            let mut waiters = inner.waiters.lock();
-            inner.status.store(encode(result), Ordering::Release);
-            if waiters.wakers.is_empty() && waiters.callbacks.is_empty() {
-                return;
-            }
-            mem::take(&mut *waiters)
-        };
-        for (_, callback) in callbacks {
-            callback(result);
-        }
-        for (_, waker) in wakers {
-            waker.wake();
-        }
+        let inner = self.inner.clone();
+        Some(Fence { inner })
     }
 }
 
 impl Drop for Signaler {
     fn drop(&mut self) {
-        self.finish(Err(FenceError::Abandoned));
+        if !self.signalled {
+            let _ = self.inner.finish(Err(FenceError::Abandoned));
+        }
+    }
+}
+
+impl Inner {
+    /// What has been settled.
+    fn result(&self) -> Option<Result<(), FenceError>> {
+        decode(self.status.load(Ordering::Acquire))
+    }
+
+    /// Settles how the work ended, unless that is settled; who is on the list is not told. Gives
+    /// back what holds.
+    fn settle(&self, result: Result<(), FenceError>) -> Result<(), FenceError> {
+        let _waiters = self.waiters.lock();
+        self.result().unwrap_or_else(|| {
+            self.status.store(encode(result), Ordering::Release);
+            result
+        })
+    }
+
+    /// Settles how the work ended, unless that is settled, and tells all who are on the list.
+    fn finish(&self, result: Result<(), FenceError>) -> Result<(), AlreadySignalled> {
+        let told = |settled: Option<_>| settled.map_or(Ok(()), |how| Err(AlreadySignalled(how)));
+        let (settled, list) = {
+            let mut waiters = self.waiters.lock();
+            let settled = self.result();
+            if settled.is_none() {
+                self.status.store(encode(result), Ordering::Release);
+            }
+            if waiters.list.is_empty() {
+                return told(settled);
+            }
+            (settled, mem::take(&mut waiters.list))
+        };
+        for (_, waiter) in list {
+            match waiter {
+                Waiter::Task(waker) => waker.wake(),
+                Waiter::Callback(callback) => callback(settled.unwrap_or(result)),
+            }
+        }
+        told(settled)
     }
 }
 
 impl Waiters {
-    fn number(&mut self) -> u64 {
+    /// Puts `waiter` in the place that `key` names, or a new one. Gives back what was there.
+    fn put(&mut self, key: Option<u64>, waiter: Waiter) -> (u64, Option<Waiter>) {
+        if let Some(key) = key
+            && let Some((_, old)) = self.list.iter_mut().find(|(other, _)| *other == key)
+        {
+            return (key, Some(mem::replace(old, waiter)));
+        }
         self.next += 1;
-        self.next
+        self.list.push((self.next, waiter));
+        (self.next, None)
     }
 }
 
@@ -249,9 +372,7 @@ impl fmt::Display for Fence {
             Some(Ok(())) => ("signalled", 0),
             Some(Err(error)) => ("signalled", error.errno()),
         };
-        let waiters = self.inner.waiters.lock();
-        let callbacks = waiters.wakers.len() + waiters.callbacks.len();
-        drop(waiters);
+        let callbacks = self.inner.waiters.lock().list.len();
         let (context, seqno) = (self.context(), self.seqno());
         write!(f, "{context}:{seqno} {state} err={errno} cbs={callbacks}")
     }

@@ -16,15 +16,28 @@
 
 extern crate alloc;
 
+mod array;
+mod chain;
 mod context;
 mod error;
 mod fence;
 #[cfg(all(loom, test))]
 mod models;
+mod ops;
+mod seqno;
 pub mod sync;
+#[cfg(test)]
+mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod timeline;
 mod wait;
 
+pub use chain::{BadPoint, Chain};
 pub use context::{Context, next_context};
 pub use error::FenceError;
 pub use fence::{AlreadySignalled, CallbackId, Fence, Signaler};
-pub use wait::Wait;
+pub use ops::FenceOps;
+pub use seqno::{SeqnoFences, SeqnoWord};
+pub use timeline::Timeline;
+pub use wait::{TimedOut, Wait};

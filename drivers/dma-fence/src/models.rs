@@ -8,8 +8,9 @@ use core::task::{Context, Waker};
 use loom::future::block_on;
 use loom::thread;
 
-use crate::sync::{AtomicUsize, Ordering};
-use crate::{Fence, FenceError};
+use crate::sync::{self, AtomicUsize, Ordering};
+use crate::testing::{Engine, listen};
+use crate::{Chain, Fence, FenceError, SeqnoFences, SeqnoWord};
 
 /// Counts by a callback.
 fn counting(count: &Arc<AtomicUsize>) -> impl FnOnce(Result<(), FenceError>) + Send + 'static {
@@ -108,5 +109,136 @@ fn a_wait_given_up_meanwhile_takes_no_other_with_it() {
         assert_eq!(waited, Ok(()));
         worker.join().unwrap();
         assert!(std::format!("{fence}").ends_with("cbs=0"));
+    });
+}
+
+#[test]
+fn one_of_two_who_wait_arms_and_neither_misses_the_end() {
+    loom::model(|| {
+        let engine = Arc::new(Engine::default());
+        let fence = Fence::lazy(1, 1, engine.clone());
+        let other = fence.clone();
+        let worker = thread::spawn(move || listen(&other));
+        let here = listen(&fence);
+        let there = worker.join().unwrap();
+        assert_eq!(engine.armed(), 1);
+        engine.finish(Ok(()));
+        engine.interrupt();
+        assert_eq!((here.lock().len(), there.lock().len()), (1, 1));
+    });
+}
+
+#[test]
+fn what_was_seen_by_looking_is_what_is_signalled() {
+    loom::model(|| {
+        let engine = Arc::new(Engine::default());
+        let (signaler, fence) = Fence::with_ops(1, 1, engine.clone());
+        let heard = listen(&fence);
+        engine.finish(Ok(()));
+        let worker = thread::spawn(move || drop(signaler));
+        let seen = fence.result();
+        worker.join().unwrap();
+        assert_eq!(fence.result(), seen);
+        assert_eq!(*heard.lock(), [seen.unwrap()]);
+    });
+}
+
+#[test]
+fn an_array_ends_with_the_last_of_all_whoever_signals_when() {
+    loom::model(|| {
+        let (one, first) = Fence::new(1, 1);
+        let (two, second) = Fence::new(1, 2);
+        let array = Fence::all([first, second]);
+        let worker = thread::spawn(move || one.signal(Err(FenceError::Gone)));
+        let heard = listen(&array);
+        two.signal(Ok(()));
+        worker.join().unwrap();
+        assert_eq!(*heard.lock(), [Err(FenceError::Gone)]);
+        assert_eq!(array.result(), Some(Err(FenceError::Gone)));
+    });
+}
+
+#[test]
+fn an_array_ends_once_with_any_and_lets_go_of_the_others() {
+    loom::model(|| {
+        let (one, first) = Fence::new(1, 1);
+        let (_two, second) = Fence::new(1, 2);
+        let array = Fence::any([second.clone(), first]);
+        let worker = thread::spawn(move || one.signal(Ok(())));
+        assert_eq!(block_on(array.wait()), Ok(()));
+        worker.join().unwrap();
+        assert!(std::format!("{second}").ends_with("cbs=0"));
+    });
+}
+
+#[test]
+fn a_point_is_signalled_once_whoever_looks() {
+    loom::model(|| {
+        let (one, first) = Fence::new(1, 1);
+        let (two, second) = Fence::new(1, 2);
+        let chain = Chain::new();
+        chain.add(1, first).unwrap();
+        let point = chain.add(2, second).unwrap();
+        two.signal(Ok(()));
+        let worker = thread::spawn(move || one.signal(Ok(())));
+        let heard = listen(&point);
+        assert!(chain.pending() <= 2);
+        worker.join().unwrap();
+        assert_eq!(*heard.lock(), [Ok(())]);
+    });
+}
+
+/// An engine whose interrupt, once armed, comes with the next change of the word alone.
+struct Word {
+    value: AtomicUsize,
+    armed: AtomicUsize,
+}
+
+impl SeqnoWord for Word {
+    fn read(&self) -> u32 {
+        self.value.load(Ordering::Acquire) as u32
+    }
+
+    fn arm(&self) -> Result<(), FenceError> {
+        self.armed.store(1, Ordering::Relaxed);
+        sync::fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn who_waits_for_a_word_hears_of_it_or_has_armed() {
+    loom::model(|| {
+        let word = Word {
+            value: AtomicUsize::new(0),
+            armed: AtomicUsize::new(0),
+        };
+        let fences = Arc::new(SeqnoFences::new(word, 0));
+        let fence = fences.fence(1);
+        let engine = fences.clone();
+        let worker = thread::spawn(move || {
+            engine.word().value.store(1, Ordering::Release);
+            sync::fence(Ordering::SeqCst);
+            if engine.word().armed.load(Ordering::Relaxed) == 1 {
+                engine.update();
+            }
+        });
+        assert_eq!(block_on(fence.wait()), Ok(()));
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn a_word_that_is_closed_leaves_nobody_waiting() {
+    loom::model(|| {
+        let word = Word {
+            value: AtomicUsize::new(0),
+            armed: AtomicUsize::new(0),
+        };
+        let fences = SeqnoFences::new(word, 0);
+        let fence = fences.fence(1);
+        let worker = thread::spawn(move || drop(fences));
+        assert_eq!(block_on(fence.wait()), Err(FenceError::Closed));
+        worker.join().unwrap();
     });
 }

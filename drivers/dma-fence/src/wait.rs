@@ -1,8 +1,8 @@
 //! Waiting for a fence in a task.
 
 use core::fmt;
-use core::future::Future;
-use core::pin::Pin;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 
 use crate::error::FenceError;
@@ -17,6 +17,41 @@ pub struct Wait {
 impl Wait {
     pub(crate) fn new(fence: Fence) -> Self {
         Self { fence, key: None }
+    }
+}
+
+/// The limit of a wait was there before the end of what was awaited, which goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut;
+
+impl TimedOut {
+    /// The number that Linux would use for it, negative.
+    pub const fn errno(self) -> i32 {
+        -110 // ETIMEDOUT
+    }
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl Fence {
+    /// Waits for the signal until `limit` completes: a timer, or whatever else ends the wait. With
+    /// a limit that is there from the start this is a question, which arms nothing.
+    pub async fn wait_until(&self, limit: impl Future) -> Result<Result<(), FenceError>, TimedOut> {
+        let (mut wait, mut limit) = (self.wait(), pin!(limit));
+        poll_fn(|cx| {
+            if let Some(result) = self.result() {
+                return Poll::Ready(Ok(result));
+            }
+            if limit.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(TimedOut));
+            }
+            Pin::new(&mut wait).poll(cx).map(Ok)
+        })
+        .await
     }
 }
 
@@ -39,9 +74,7 @@ impl Future for Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        if let Some(key) = self.key
-            && !self.fence.is_signalled()
-        {
+        if let Some(key) = self.key {
             self.fence.deregister(key);
         }
     }
@@ -56,31 +89,17 @@ impl fmt::Debug for Wait {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::{AtomicUsize, Ordering};
+    use crate::testing::{Count, poll};
     use std::pin::pin;
     use std::string::ToString;
     use std::sync::Arc;
     use std::task::{Wake, Waker};
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn poll(wait: &mut Pin<&mut Wait>, count: &Arc<Count>) -> Poll<Result<(), FenceError>> {
-        let waker = Waker::from(count.clone());
-        wait.as_mut().poll(&mut Context::from_waker(&waker))
-    }
-
     #[test]
     fn wakes_each_waiting_task_once() {
         let (signaler, fence) = Fence::new(1, 1);
         let (a, b) = (Arc::new(Count::default()), Arc::new(Count::default()));
-        let (mut first, mut second) = (pin!(fence.wait()), pin!(fence.wait()));
+        let (mut first, mut second) = (fence.wait(), fence.wait());
         assert!(poll(&mut first, &a).is_pending());
         assert!(
             poll(&mut first, &a).is_pending(),
@@ -89,8 +108,8 @@ mod tests {
         assert!(poll(&mut second, &b).is_pending());
         assert_eq!(fence.to_string(), "1:1 pending err=0 cbs=2");
         signaler.signal(Ok(()));
-        assert_eq!(a.0.load(Ordering::Relaxed), 1);
-        assert_eq!(b.0.load(Ordering::Relaxed), 1);
+        assert_eq!(a.get(), 1);
+        assert_eq!(b.get(), 1);
         assert_eq!(poll(&mut first, &a), Poll::Ready(Ok(())));
         assert_eq!(poll(&mut second, &b), Poll::Ready(Ok(())));
     }
@@ -99,12 +118,12 @@ mod tests {
     fn a_task_that_moved_is_woken_by_its_new_waker() {
         let (signaler, fence) = Fence::new(1, 1);
         let (old, new) = (Arc::new(Count::default()), Arc::new(Count::default()));
-        let mut wait = pin!(fence.wait());
+        let mut wait = fence.wait();
         assert!(poll(&mut wait, &old).is_pending());
         assert!(poll(&mut wait, &new).is_pending());
         signaler.signal(Ok(()));
-        assert_eq!(old.0.load(Ordering::Relaxed), 0);
-        assert_eq!(new.0.load(Ordering::Relaxed), 1);
+        assert_eq!(old.get(), 0);
+        assert_eq!(new.get(), 1);
     }
 
     #[test]
@@ -112,13 +131,13 @@ mod tests {
         let (signaler, fence) = Fence::new(1, 1);
         let count = Arc::new(Count::default());
         {
-            let mut wait = pin!(fence.wait());
+            let mut wait = fence.wait();
             assert!(poll(&mut wait, &count).is_pending());
         }
         assert_eq!(Arc::strong_count(&count), 1);
         assert_eq!(fence.to_string(), "1:1 pending err=0 cbs=0");
         signaler.signal(Ok(()));
-        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        assert_eq!(count.get(), 0);
     }
 
     #[test]
