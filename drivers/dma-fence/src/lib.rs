@@ -6,10 +6,26 @@
 //! (a channel, a timeline) are signalled in the order of their numbers, those of different
 //! contexts in any order.
 //!
-//! A fence owns no memory but its own and outlives whoever issued it. All of this runs in task
-//! context; callbacks and wakers run on the signaler's stack, outside every lock of this crate.
+//! | made by | signalled |
+//! |---|---|
+//! | [`Context::fence`], [`Fence::new`] | by software |
+//! | [`Fence::all`], [`Fence::any`] | with the last of some fences, or the first |
+//! | [`Chain`] | when the work of a point, and of all points before it, has ended |
+//! | [`SeqnoFences`] | when an engine has counted a word in memory up |
+//! | [`Timeline`] | when software has |
+//! | [`Fence::lazy`], [`Fence::with_ops`] | as its [`FenceOps`] say |
 //!
-//! Names and rules follow Linux's dma-fence (Documentation/driver-api/dma-buf.rst).
+//! All but the first are armed by the first who waits: an engine need not interrupt for what nobody
+//! waits for. Until then they are looked at when they are asked.
+//!
+//! A fence owns no memory but its own, and what its kind keeps. It outlives whoever issued it. All
+//! of this runs in task context: the fence's lock is held for a few instructions, without running
+//! code of others, but an interrupt that signalled could find it taken by what it interrupts. An
+//! interrupt wakes the task that signals. Callbacks and wakers run on the signaler's stack, outside
+//! every lock of this crate.
+//!
+//! Names and rules follow Linux's dma-fence (Documentation/driver-api/dma-buf.rst). README.md lists
+//! what is promised.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), no_std)]
