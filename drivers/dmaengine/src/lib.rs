@@ -34,6 +34,7 @@ mod device;
 mod failover;
 pub mod gf;
 mod life;
+mod mapped;
 #[cfg(doctest)]
 mod misuse;
 mod operation;
@@ -66,6 +67,7 @@ pub use depend::waiting;
 pub use descriptor::Descriptor;
 pub use device::{DeviceInfo, DmaDevice, Phase};
 pub use life::RequestError;
+pub use mapped::Mapped;
 pub use operation::{Cookie, Operation};
 pub use prep::{PrepError, PrepReason};
 pub use provider::{BoxFuture, ChannelOps, Rejected, StartError, SubmitReason};

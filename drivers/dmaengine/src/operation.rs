@@ -6,11 +6,14 @@ use alloc::vec::Vec;
 use core::{fmt, mem};
 
 use dma_fence::{Fence, FenceError, Signaler};
+use hal::dma::DmaSpace;
 use spin::Mutex;
 
 use crate::capability::Flags;
 use crate::chan::Chan;
 use crate::descriptor::Terms;
+use crate::mapped::Mapped;
+use crate::provider::SubmitReason;
 use crate::virt::Ride;
 use crate::work::Work;
 
@@ -27,9 +30,9 @@ impl fmt::Display for Cookie {
 
 /// A submitted operation with its buffers and the duty to complete it.
 ///
-/// It knows no device address: who takes it into a ring maps the buffers there, and unmaps them
-/// before completing it. Dropping it completes it as abandoned, its buffers lost. It is one pointer
-/// large: what moves from list to list is not what it holds.
+/// Who takes it into a ring maps its buffers for the device there ([`Operation::map`]); they are
+/// unmapped before it ends. Dropping it completes it as abandoned, its buffers lost. It is one
+/// pointer large: what moves from list to list is not what it holds.
 pub struct Operation {
     record: Box<Record>,
 }
@@ -37,6 +40,8 @@ pub struct Operation {
 /// What is known of an operation from its preparation until its client has the buffers back: made
 /// once, and handed on.
 pub(crate) struct Record {
+    // Before the buffers: where all is dropped, the device loses its access first.
+    mapped: Mapped,
     pub(crate) work: Work,
     pub(crate) completion: Completion,
     /// A device may still write its destinations.
@@ -69,6 +74,7 @@ pub(crate) struct Duty {
 impl Record {
     pub(crate) fn new(work: Work, flags: Flags) -> Box<Self> {
         Box::new(Self {
+            mapped: Mapped::default(),
             work,
             completion: Completion {
                 cookie: Cookie::default(),
@@ -83,6 +89,7 @@ impl Record {
 
     /// Ends the operation, unless it has ended. What is `lost` does not reach the client.
     fn end(mut self: Box<Self>, result: Result<(), FenceError>, lost: bool) {
+        self.mapped.clear();
         if let Some(ride) = self.completion.ride.take() {
             ride.count(if lost { &Work::Interrupt } else { &self.work }, result);
             return ride.end(Ended {
@@ -125,7 +132,24 @@ impl Operation {
         self.record.completion.cookie
     }
 
-    /// Ends the operation: counts it, hands the buffers to the client, signals the fence, runs the
+    /// Maps its buffers for the device that reaches memory through `space`, instead of for another.
+    /// Fails where they cannot be mapped, or where the kind of work has no mapping: parities.
+    pub fn map(&mut self, space: &DmaSpace) -> Result<(), SubmitReason> {
+        let Record { mapped, work, .. } = &mut *self.record;
+        mapped.fill(work, space).inspect_err(|_| mapped.clear())
+    }
+
+    /// Its buffers as the device sees them for which they are mapped.
+    pub fn mapped(&self) -> &Mapped {
+        &self.record.mapped
+    }
+
+    /// The device has let go of its buffers: it goes elsewhere.
+    pub fn unmap(&mut self) {
+        self.record.mapped.clear();
+    }
+
+    /// Ends the operation: unmaps its buffers, counts it, hands the buffers to the client, signals the fence, runs the
     /// client's callback. No device reaches the buffers any more, unless it is
     /// [exposed](Operation::expose), and the caller holds no lock.
     pub fn complete(self, result: Result<(), FenceError>) {
@@ -262,6 +286,7 @@ impl Drop for Completion {
         }
         // The buffers are gone already, or about to go.
         let record = Box::new(Record {
+            mapped: Mapped::default(),
             work: Work::Interrupt,
             completion: mem::take(self),
             exposed: false,

@@ -12,7 +12,7 @@ use dmaengine::{
     BoxFuture, Capabilities, ChannelOps, Client, Flags, Operation, Rejected, StartError,
     SubmitReason, Work,
 };
-use hal::dma::{DmaSpace, MapError, Mapping};
+use hal::dma::MapError;
 use hal::irq::IrqLine;
 use ioat_spec::{Control, Descriptor, State};
 use spin::Mutex;
@@ -32,7 +32,7 @@ pub(crate) struct Chan {
     pub(crate) device: Arc<Device>,
     pub(crate) index: usize,
     pub(crate) regs: Regs,
-    queue: Queue<Ring, InFlight>,
+    queue: Queue<Ring, Operation>,
     pub(crate) requests: Requests,
     /// This channel's own interrupt while the channel is stopped; its task has it meanwhile.
     pub(crate) line: Mutex<Option<IrqLine>>,
@@ -50,90 +50,53 @@ pub(crate) struct Chan {
     pub(crate) recoveries: AtomicU64,
 }
 
-/// An operation in the ring, with what the engine reaches for it.
-pub(crate) struct InFlight {
-    // Before the operation: where both are dropped, the engine loses its access first.
-    mapped: Mapped,
-    operation: Operation,
+/// What a channel that is gone or stopped hands back. Its buffers are the device's no more, unless it
+/// is `exposed`: then the device may still write them.
+pub(crate) fn hand_back(mut operation: Operation, exposed: bool) -> Operation {
+    operation.unmap();
+    if exposed {
+        operation.expose();
+    }
+    operation
 }
 
-/// An operation's memory as the engine sees it.
-enum Mapped {
-    Copy { src: Mapping, dst: Mapping },
-    Fill { dst: Mapping, pattern: u64 },
-    Null,
-}
-
-impl InFlight {
-    /// Takes the engine's access away, then ends the operation.
-    pub(crate) fn finish(self, result: Result<(), FenceError>) {
-        drop(self.mapped);
-        self.operation.complete(result);
-    }
-
-    /// Takes the engine's access away and the operation back; what the engine may still write is
-    /// withheld.
-    pub(crate) fn into_operation(mut self, exposed: bool) -> Operation {
-        if exposed {
-            self.operation.expose();
-        }
-        self.operation
-    }
-}
-
-impl Mapped {
-    fn new(space: &DmaSpace, work: &Work) -> Result<Self, SubmitReason> {
-        let source = |src| space.map_source(src).map_err(SubmitReason::Map);
-        let destination = |dst| space.map_destination(dst).map_err(SubmitReason::Map);
-        Ok(match work {
-            Work::Memcpy { dst, src } => Self::Copy {
-                src: source(src)?,
-                dst: destination(dst)?,
-            },
-            Work::Memset { dst, value } => Self::Fill {
-                dst: destination(dst)?,
-                pattern: u64::from_ne_bytes([*value; 8]),
-            },
-            Work::Interrupt => Self::Null,
-            _ => return Err(SubmitReason::Unsupported),
-        })
-    }
-
-    /// Writes the descriptors for it, `len` bytes in all, into the free slots, the last with
-    /// `control`. How many they are, of which those are written that find a slot; `None` where
-    /// not just `len` bytes are mapped.
-    fn write(
-        &self,
-        ring: &Ring,
-        free: Range<u64>,
-        len: usize,
-        limit: usize,
-        control: Control,
-    ) -> Option<u64> {
-        match self {
-            Self::Copy { src, dst } => {
-                let chunks = split::copy(src.segments(), dst.segments(), limit);
-                write(ring, free, len, chunks, control, |control, chunk| {
-                    Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0)
-                })
-            }
-            Self::Fill { dst, pattern } => {
-                let chunks = split::fill(dst.segments(), limit);
-                write(ring, free, len, chunks, control, |control, chunk| {
-                    Descriptor::fill(control, chunk.len, *pattern, chunk.dst, 0)
-                })
-            }
-            Self::Null => {
-                if !free.is_empty() {
-                    ring.write(free.start, Descriptor::null(control, 0));
-                }
-                Some(1)
-            }
-        }
-    }
-}
-
+/// Writes the descriptors for it, `len` bytes in all, into the free slots, the last with
+/// `control`. How many they are, of which those are written that find a slot; `None` where
+/// not just `len` bytes are mapped.
 fn write(
+    operation: &Operation,
+    ring: &Ring,
+    free: Range<u64>,
+    limit: usize,
+    control: Control,
+) -> Option<u64> {
+    let (work, mapped) = (operation.work(), operation.mapped());
+    let len = work.len();
+    match (work, &mapped.dst, &mapped.src) {
+        (Work::Memcpy { .. }, Some(dst), Some(src)) => {
+            let chunks = split::copy(src.segments(), dst.segments(), limit);
+            write_chunks(ring, free, len, chunks, control, |control, chunk| {
+                Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0)
+            })
+        }
+        (Work::Memset { value, .. }, Some(dst), _) => {
+            let pattern = u64::from_ne_bytes([*value; 8]);
+            let chunks = split::fill(dst.segments(), limit);
+            write_chunks(ring, free, len, chunks, control, |control, chunk| {
+                Descriptor::fill(control, chunk.len, pattern, chunk.dst, 0)
+            })
+        }
+        (Work::Interrupt, ..) => {
+            if !free.is_empty() {
+                ring.write(free.start, Descriptor::null(control, 0));
+            }
+            Some(1)
+        }
+        _ => None,
+    }
+}
+
+fn write_chunks(
     ring: &Ring,
     mut free: Range<u64>,
     len: usize,
@@ -206,7 +169,7 @@ impl Chan {
         let look = |ring: &Ring, seen: &mut u64, given| self.look(ring, seen, given);
         if self
             .queue
-            .complete(budget, look, |entry| entry.finish(Ok(())))
+            .complete(budget, look, |operation| operation.complete(Ok(())))
         {
             self.requests.look();
         }
@@ -241,7 +204,7 @@ impl Chan {
     }
 
     /// Takes operations out of a ring whose engine is stopped; see [`Queue::take`].
-    pub(crate) fn take(&self, scope: Scope, closing: bool) -> Option<Vec<InFlight>> {
+    pub(crate) fn take(&self, scope: Scope, closing: bool) -> Option<Vec<Operation>> {
         let look = |ring: &Ring, seen: &mut u64, given| self.look(ring, seen, given);
         self.queue.take(scope, closing, look)
     }
@@ -369,13 +332,12 @@ impl ChannelOps for Chan {
         })
     }
 
-    fn submit(&self, operation: Operation) -> Result<(), Rejected> {
+    fn submit(&self, mut operation: Operation) -> Result<(), Rejected> {
         let device = &self.device;
         let limit = device.transfer_limit();
-        let mapped = match Mapped::new(&device.dma, operation.work()) {
-            Ok(mapped) => mapped,
-            Err(reason) => return Err(Rejected::new(operation, reason)),
-        };
+        if let Err(reason) = operation.map(&device.dma) {
+            return Err(Rejected::new(operation, reason));
+        }
         if !device.is_usable() {
             return Err(Rejected::new(operation, SubmitReason::Gone));
         }
@@ -383,20 +345,20 @@ impl ChannelOps for Chan {
         let mut control = Control::COMPLETION;
         control.set(Control::INT_EN, flags.contains(Flags::INTERRUPT));
         control.set(Control::FENCE, flags.contains(Flags::FENCE));
-        let entry = InFlight { mapped, operation };
-        let write = |ring: &Ring, free, entry: &InFlight| {
-            let len = entry.operation.work().len();
-            entry.mapped.write(ring, free, len, limit, control)
-        };
-        self.queue.push(entry, write).map_err(|(entry, refusal)| {
-            let reason = match refusal {
-                Refusal::Closed => SubmitReason::Gone,
-                Refusal::TooLarge => SubmitReason::TooLarge,
-                Refusal::Full => SubmitReason::Full,
-                Refusal::Torn => SubmitReason::Map(MapError::Exhausted),
-            };
-            Rejected::new(entry.into_operation(false), reason)
-        })
+        let write =
+            |ring: &Ring, free, operation: &Operation| write(operation, ring, free, limit, control);
+        self.queue
+            .push(operation, write)
+            .map_err(|(mut operation, refusal)| {
+                operation.unmap();
+                let reason = match refusal {
+                    Refusal::Closed => SubmitReason::Gone,
+                    Refusal::TooLarge => SubmitReason::TooLarge,
+                    Refusal::Full => SubmitReason::Full,
+                    Refusal::Torn => SubmitReason::Map(MapError::Exhausted),
+                };
+                Rejected::new(operation, reason)
+            })
     }
 
     fn issue_pending(&self) {
@@ -428,22 +390,5 @@ impl ChannelOps for Chan {
 
     fn reclaim(&self) -> Vec<Operation> {
         mem::take(&mut *self.unfinished.lock())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use dmaengine::{Sources, Xor};
-    use hal::dma::{Destination, Memory, Source};
-
-    #[test]
-    fn work_that_no_descriptor_does_is_refused() {
-        let src = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
-        let dst = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
-        let srcs = Sources::from_iter([src.clone(), src]);
-        let work = Work::Xor(Box::new(Xor { dst, srcs }));
-        let mapped = Mapped::new(&hal::host::direct_space(), &work);
-        assert_eq!(mapped.err(), Some(SubmitReason::Unsupported));
     }
 }

@@ -11,12 +11,13 @@ use core::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use dma_fence::{Fence, FenceError, Signaler};
+use dmaengine::Operation;
 use hal::irq::IrqLine;
 use hal::time::{Duration, Instant, sleep_until};
 use ioat_spec::State;
 use spin::Mutex;
 
-use crate::chan::{Chan, InFlight};
+use crate::chan::{Chan, hand_back};
 use crate::error::ResetError;
 use crate::hardware;
 use crate::queue::Scope;
@@ -433,8 +434,8 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
         chan.restart();
     }
     let lost = !chan.device.is_usable() && fault != Fault::Terminated;
-    for entry in taken {
-        let operation = entry.into_operation(exposed);
+    for operation in taken {
+        let operation = hand_back(operation, exposed);
         if lost {
             chan.keep(operation);
         } else {
@@ -459,8 +460,8 @@ async fn shut_down(chan: &Chan) {
     let exposed = is_exposed(chan).await;
     let taken = take(chan, Scope::All, true).await;
     chan.free_ring();
-    for entry in taken {
-        chan.keep(entry.into_operation(exposed));
+    for operation in taken {
+        chan.keep(hand_back(operation, exposed));
     }
     let left = {
         let mut pending = chan.requests.pending.lock();
@@ -481,7 +482,7 @@ fn signal_all(signalers: Vec<Signaler>) {
 
 /// Completes what the engine finished before it was stopped, which it has reported in memory; then
 /// takes out of the ring what it has not.
-async fn take(chan: &Chan, scope: Scope, closing: bool) -> Vec<InFlight> {
+async fn take(chan: &Chan, scope: Scope, closing: bool) -> Vec<Operation> {
     loop {
         chan.retire();
         if let Some(taken) = chan.take(scope, closing) {
