@@ -14,6 +14,8 @@ pub struct Committed {
     signaler: Option<Signaler>,
     fence: Fence,
     earlier: Earlier,
+    /// Dropped, nothing was written.
+    harmless: bool,
 }
 
 impl Committed {
@@ -22,7 +24,14 @@ impl Committed {
             signaler: Some(signaler),
             fence,
             earlier,
+            harmless: false,
         }
+    }
+
+    /// For a use that writes as it ends, or not at all: dropped, it leaves what was there.
+    pub(crate) fn harmless(mut self) -> Self {
+        self.harmless = true;
+        self
     }
 
     /// The fence.
@@ -42,28 +51,35 @@ impl Committed {
 
     /// Signals the fence, or has it signalled once the earlier ones are.
     pub fn signal(mut self, result: Result<(), FenceError>) {
-        self.finish(result);
+        self.finish(Some(result));
     }
 
-    fn finish(&mut self, result: Result<(), FenceError>) {
+    /// The same for who has changed nothing: who reads finds what was there, as those who wrote it
+    /// left it.
+    pub fn signal_unchanged(mut self) {
+        self.finish(None);
+    }
+
+    fn finish(&mut self, result: Option<Result<(), FenceError>>) {
         let Some(signaler) = self.signaler.take() else {
             return;
         };
-        if self.earlier.has_ended() {
-            return signaler.signal(result);
+        let earlier = core::mem::take(&mut self.earlier);
+        if earlier.has_ended() {
+            return signaler.signal(result.unwrap_or_else(|| earlier.written()));
         }
         // A task, not a callback: a long row of such fences must not be one deep stack.
-        let earlier = core::mem::take(&mut self.earlier);
         hal::task::spawn("resv-late", async move {
             let _ = earlier.wait().await;
-            signaler.signal(result);
+            signaler.signal(result.unwrap_or_else(|| earlier.written()));
         });
     }
 }
 
 impl Drop for Committed {
     fn drop(&mut self) {
-        self.finish(Err(FenceError::Abandoned));
+        let result = (!self.harmless).then_some(Err(FenceError::Abandoned));
+        self.finish(result);
     }
 }
 

@@ -13,27 +13,35 @@ pub struct Earlier {
 #[derive(Clone, Debug)]
 struct Awaited {
     fence: Fence,
-    /// What is behind it is read: where it failed there is nothing to read.
+    /// Its work writes: where it failed, what it wrote is undefined.
+    writer: bool,
+    /// The use reads that.
     read: bool,
 }
 
 impl Earlier {
-    /// Adds `fence`, unless it is there or has ended in a way that nobody minds; `read` where its
-    /// work writes what the use reads.
-    pub(crate) fn add(&mut self, fence: &Fence, read: bool) {
+    /// Adds `fence`, unless it is there or nobody minds how it has ended. Its work may be a `writer`
+    /// of what the use may `read`.
+    pub(crate) fn add(&mut self, fence: &Fence, writer: bool, read: bool) {
         match fence.result() {
-            Some(Err(_)) if read => {}
+            Some(Err(_)) if writer => {}
             Some(_) => return,
             None => {}
         }
+        let read = writer && read;
         let name = |fence: &Fence| (fence.context(), fence.seqno());
         let mut known = self.fences.iter_mut();
         if let Some(known) = known.find(|known| name(&known.fence) == name(fence)) {
+            known.writer |= writer;
             known.read |= read;
             return;
         }
         let fence = fence.clone();
-        self.fences.push(Awaited { fence, read });
+        self.fences.push(Awaited {
+            fence,
+            writer,
+            read,
+        });
     }
 
     /// The fences.
@@ -61,7 +69,18 @@ impl Earlier {
         for fence in self.fences() {
             let _ = fence.wait().await;
         }
-        let read = self.fences.iter().filter(|awaited| awaited.read);
-        read.filter_map(|awaited| awaited.fence.result()).collect()
+        self.failure(|awaited| awaited.read)
+    }
+
+    /// How those who wrote have ended, once all have.
+    pub(crate) fn written(&self) -> Result<(), FenceError> {
+        self.failure(|awaited| awaited.writer)
+    }
+
+    fn failure(&self, of: impl Fn(&Awaited) -> bool) -> Result<(), FenceError> {
+        let fences = self.fences.iter().filter(|awaited| of(awaited));
+        fences
+            .filter_map(|awaited| awaited.fence.result())
+            .collect()
     }
 }

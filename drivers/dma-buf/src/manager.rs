@@ -45,6 +45,12 @@ impl Default for Options {
     }
 }
 
+/// The manager of all [`DmaBuf`](crate::DmaBuf)s, and of what is reserved together with them.
+pub fn manager() -> &'static Manager {
+    static MANAGER: spin::Once<Manager> = spin::Once::new();
+    MANAGER.call_once(|| Manager::new(Options::default()))
+}
+
 /// Gives out tickets, and reserves for them.
 pub struct Manager {
     id: u32,

@@ -94,3 +94,31 @@ misuse! {
     "manager.wait_unreserved(&resv).await;"
     E0505 "let wait = manager.wait_unreserved(&resv);\ndrop(resv);\nwait.await;"
 }
+
+misuse! {
+    /// Who has begun to read has no way to write.
+    s4_3_a_reader_writes("read: CpuRead")
+    "let bytes = read.chunks().count();"
+    E0599 "let bytes = read.chunks_mut().count();"
+}
+
+misuse! {
+    /// An access ends once.
+    s4_6_an_access_ends_twice("access: DmaAccess<'_>")
+    "drop(access);"
+    E0382 "drop(access);"
+}
+
+misuse! {
+    /// What a device is at is not unmapped.
+    s4_6_unmapped_during_an_access("mut device: Attachment")
+    "let access = device.begin_async(hal::dma::Direction::ToDevice);\ndrop(access);\nlet _ = device.unmap();"
+    E0502 "let access = device.begin_async(hal::dma::Direction::ToDevice);\nlet _ = device.unmap();\ndrop(access);"
+}
+
+misuse! {
+    /// Nor is it detached.
+    s4_6_detached_during_an_access("device: Attachment")
+    "let access = device.begin_async(hal::dma::Direction::ToDevice);\ndrop(access);"
+    E0505 "let access = device.begin_async(hal::dma::Direction::ToDevice);\ndrop(device);\ndrop(access);"
+}

@@ -12,10 +12,11 @@ use core::mem;
 use dma_fence::Fence;
 use dma_fence::FenceError;
 use dma_fence::sync::{AtomicU64, Counter, Mutex, Ordering};
+use hal::time::{Duration, timeout};
 use smallvec::SmallVec;
 
 use crate::earlier::Earlier;
-use crate::error::ReserveError;
+use crate::error::{BufError, ReserveError};
 use crate::manager::Manager;
 use crate::seq::Holder;
 use crate::usage::Usage;
@@ -97,6 +98,11 @@ impl Resv {
         self.earlier(usage).wait().await
     }
 
+    /// The same, at most for `limit`.
+    pub async fn wait_for(&self, usage: Usage, limit: Duration) -> Result<(), BufError> {
+        Ok(timeout(limit, self.wait(usage)).await??)
+    }
+
     pub(crate) fn is_of(&self, manager: &Manager) -> bool {
         self.manager == manager.id()
     }
@@ -148,8 +154,7 @@ impl Resv {
         let fences = self.fences.lock();
         for (fence, of) in fences.iter() {
             if *of <= usage.waits_for() {
-                let read = !usage.is_exclusive() && of.is_exclusive();
-                earlier.add(fence, read);
+                earlier.add(fence, of.is_exclusive(), !usage.is_exclusive());
             }
         }
     }

@@ -1,10 +1,13 @@
 //! Tests of reservations and tickets, named after the promises of README.md.
 
+mod access;
 mod contention;
+mod engine;
 mod fences;
 mod numbers;
 mod single;
 mod steps;
+mod transfers;
 
 use alloc::sync::Arc;
 use alloc::task::Wake;

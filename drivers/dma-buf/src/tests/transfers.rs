@@ -1,0 +1,254 @@
+//! Copies, fills and pipelines, with engines that obey, fail and leave.
+
+use alloc::boxed::Box;
+use std::sync::Arc;
+use std::thread;
+use std::vec::Vec;
+
+use dma_fence::FenceError;
+use hal::dma::PAGE;
+use hal::host::block_on;
+use hal::time::Duration;
+use proptest::prelude::*;
+
+use super::engine::{Bench, Engine};
+use super::poll;
+use crate::{
+    BufError, Chunked, DmaBuf, Pipeline, ReserveError, copy, copy_range, fill, fill_range,
+};
+
+const LEN: usize = 5 * PAGE + 7;
+
+fn bytes(buf: &DmaBuf) -> Result<Vec<u8>, BufError> {
+    let read = block_on(buf.begin_cpu_read())?;
+    Ok(read.chunks().flatten().copied().collect())
+}
+
+fn buf() -> DmaBuf {
+    DmaBuf::new(LEN).unwrap()
+}
+
+#[test]
+fn engines_copy_and_fill_chunk_by_chunk() {
+    let engine = Engine::eager();
+    let bench = Bench::new(&[&engine]);
+    let (a, b) = (buf(), buf());
+    block_on(fill(&bench.tx, &a, 0xaa).into_future()).unwrap();
+    assert_eq!(engine.done(), 6);
+    block_on(copy(&bench.tx, &b, &a).into_future()).unwrap();
+    assert_eq!(engine.done(), 12);
+    assert_eq!(bytes(&b), Ok(std::vec![0xaa; LEN]));
+    // Without engines, the CPU.
+    let bench = Bench::new(&[]);
+    block_on(fill(&bench.tx, &a, 0xbb).into_future()).unwrap();
+    block_on(copy(&bench.tx, &b, &a).into_future()).unwrap();
+    assert_eq!(bytes(&b), Ok(std::vec![0xbb; LEN]));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let bench = Bench::new(&[]);
+    let (a, small) = (buf(), DmaBuf::new(10).unwrap());
+    let run = |transfer: crate::Transfer| block_on(transfer.into_future());
+    assert_eq!(run(copy(&bench.tx, &small, &a)), Err(BufError::Range));
+    let empty = copy_range(&bench.tx, &a, 0, &small, 3..3);
+    assert_eq!(run(empty), Err(BufError::Range));
+    let far = copy_range(&bench.tx, &a, usize::MAX, &small, 0..10);
+    assert_eq!(run(far), Err(BufError::Range));
+    assert_eq!(
+        run(fill_range(&bench.tx, &small, 4..11, 1)),
+        Err(BufError::Range)
+    );
+    let deadlock = BufError::Reserve(ReserveError::Deadlock);
+    assert_eq!(run(copy_range(&bench.tx, &a, 0, &a, 9..20)), Err(deadlock));
+    assert_eq!(bytes(&a), Ok(std::vec![0; LEN]));
+}
+
+#[test]
+fn a_transfer_goes_on_when_nobody_waits_for_it() {
+    let engine = Engine::held();
+    let bench = Bench::new(&[&engine]);
+    let (a, b) = (buf(), buf());
+    let mut first = Box::pin(fill(&bench.tx, &a, 1).into_future());
+    assert!(poll(first.as_mut(), &Arc::default()).is_pending());
+    let mut second = Box::pin(copy(&bench.tx, &b, &a).into_future());
+    assert!(poll(second.as_mut(), &Arc::default()).is_pending());
+    drop((first, second));
+    engine.let_go();
+    assert_eq!(bytes(&b), Ok(std::vec![1; LEN]));
+}
+
+#[test]
+fn stages_wait_for_what_they_need_and_no_more() {
+    let (slow, fast) = (Engine::held(), Engine::eager());
+    let bench = Bench::new(&[&slow, &fast]);
+    let (by_slow, by_fast) = (bench.by(0), bench.by(1));
+    let [a, b, c, d] = core::array::from_fn(|_| buf());
+    let pipeline = Pipeline::new()
+        .then(fill(&by_slow, &a, 1))
+        .then(copy(&by_slow, &b, &a))
+        .then(fill(&by_fast, &c, 2))
+        .then(copy(&by_fast, &d, &c))
+        .then(copy(&by_fast, &c, &b));
+    let fences = block_on(pipeline.submit()).unwrap();
+    assert_eq!(fences.len(), 5);
+    // The third and the fourth have nothing to do with the slow engine.
+    assert_eq!(block_on(fences[3].wait()), Ok(()));
+    let ended: Vec<_> = fences.iter().map(dma_fence::Fence::is_signalled).collect();
+    assert_eq!(ended, [false, false, true, true, false]);
+    assert_eq!(bytes(&d), Ok(std::vec![2; LEN]));
+    slow.let_go();
+    assert_eq!(block_on(fences[4].wait()), Ok(()));
+    assert_eq!(bytes(&c), Ok(std::vec![1; LEN]));
+}
+
+#[test]
+fn what_an_engine_fails_is_done_all_the_same() {
+    let engine = Engine::eager();
+    engine.fail(FenceError::Device(1));
+    let bench = Bench::new(&[&engine]);
+    let (a, b) = (buf(), buf());
+    let pipeline = Pipeline::new()
+        .then(fill(&bench.tx, &a, 3))
+        .then(copy(&bench.tx, &b, &a));
+    assert_eq!(block_on(pipeline.into_future()), Ok(()));
+    assert!(engine.done() >= 12);
+    assert_eq!(bytes(&b), Ok(std::vec![3; LEN]));
+}
+
+#[test]
+fn an_engine_that_leaves_in_the_middle_is_not_missed() {
+    let engine = Engine::held();
+    let bench = Bench::new(&[&engine]);
+    let (a, b, c) = (buf(), buf(), buf());
+    let pipeline = Pipeline::new()
+        .then(fill(&bench.tx, &a, 4))
+        .then(copy(&bench.tx, &b, &a))
+        .then(copy(&bench.tx, &c, &b));
+    let fences = block_on(pipeline.submit()).unwrap();
+    while engine.issued() < 6 {
+        thread::yield_now();
+    }
+    let removal = block_on(
+        bench
+            .registry
+            .unregister(&bench.devices[0], Duration::from_millis(5)),
+    );
+    assert_eq!((removal.by_cpu, removal.lost), (6, 0));
+    assert_eq!(block_on(fences[2].wait()), Ok(()));
+    assert_eq!(bytes(&c), Ok(std::vec![4; LEN]));
+}
+
+#[test]
+fn memory_that_is_lost_with_an_engine_is_replaced_and_told_of() {
+    let engine = Engine::eager();
+    let bench = Bench::new(&[&engine]);
+    let (a, b) = (buf(), buf());
+    block_on(fill(&bench.tx, &a, 5).into_future()).unwrap();
+    engine.fail(FenceError::Gone);
+    engine.expose();
+    let withheld = hal::dma::withheld();
+    let failed = Err(BufError::Failed(FenceError::Gone));
+    assert_eq!(block_on(copy(&bench.tx, &b, &a).into_future()), failed);
+    assert!(hal::dma::withheld() >= withheld + 6);
+    // What was to be there is not, for the CPU or for a copy; the source is whole.
+    assert_eq!(bytes(&b), Err(BufError::Failed(FenceError::Gone)));
+    let cpu = Bench::new(&[]);
+    assert_eq!(block_on(copy(&cpu.tx, &a, &b).into_future()), failed);
+    assert_eq!(bytes(&b).err(), Some(BufError::Failed(FenceError::Gone)));
+    // Written anew, it is as good as ever.
+    block_on(fill(&cpu.tx, &b, 6).into_future()).unwrap();
+    assert_eq!(bytes(&b), Ok(std::vec![6; LEN]));
+}
+
+/// What the property does to two buffers, and to two vectors beside them.
+#[derive(Clone, Debug)]
+enum Step {
+    Copy { to: usize, from: usize, len: usize },
+    Fill { at: usize, len: usize, value: u8 },
+    Swap,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = || 0..LEN - 1;
+    prop_oneof![
+        4 => (at(), at(), 1..LEN).prop_map(|(to, from, len)| Step::Copy { to, from, len }),
+        2 => (at(), 1..LEN, any::<u8>()).prop_map(|(at, len, value)| Step::Fill { at, len, value }),
+        1 => Just(Step::Swap),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn transfers_do_what_slices_do(
+        steps in proptest::collection::vec(step(), 1..12),
+        chunks in (1usize..4, 1usize..4),
+    ) {
+        let bench = Bench::new(&[&Engine::eager()]);
+        let export = |pages: usize| DmaBuf::export(Arc::new(Chunked(pages * PAGE)), LEN).unwrap();
+        let (mut a, mut b) = (export(chunks.0), export(chunks.1));
+        let (mut x, mut y) = (std::vec![0u8; LEN], std::vec![0u8; LEN]);
+        for step in steps {
+            match step {
+                Step::Copy { to, from, len } => {
+                    let len = len.min(LEN - to).min(LEN - from);
+                    let transfer = copy_range(&bench.tx, &a, to, &b, from..from + len);
+                    block_on(transfer.submit()).unwrap();
+                    x[to..to + len].copy_from_slice(&y[from..from + len]);
+                }
+                Step::Fill { at, len, value } => {
+                    let range = at..LEN.min(at + len);
+                    let transfer = fill_range(&bench.tx, &a, range.clone(), value);
+                    block_on(transfer.submit()).unwrap();
+                    x[range].fill(value);
+                }
+                Step::Swap => {
+                    core::mem::swap(&mut a, &mut b);
+                    core::mem::swap(&mut x, &mut y);
+                }
+            }
+        }
+        prop_assert_eq!(bytes(&a), Ok(x));
+        prop_assert_eq!(bytes(&b), Ok(y));
+    }
+}
+
+/// Fills, copies, CPU readers and writers, moves: whoever reads finds what one writer has written.
+#[test]
+fn nobody_ever_sees_a_buffer_half_written() {
+    let bench = Bench::new(&[&Engine::eager()]);
+    let list: Arc<Vec<DmaBuf>> = Arc::new((0..4).map(|_| buf()).collect());
+    let rounds = if cfg!(miri) { 3 } else { 200 };
+    let worker = |number: usize| {
+        let (list, tx) = (list.clone(), bench.tx.clone());
+        thread::spawn(move || {
+            let mut seed = number as u64 + 1;
+            let mut random = |limit: usize| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 33) as usize % limit
+            };
+            for round in 0..rounds {
+                let at = random(4);
+                let (one, other) = (&list[at], &list[(at + 1 + random(3)) % 4]);
+                let value = (number * 40 + round % 40) as u8;
+                match random(6) {
+                    0 => drop(block_on(fill(&tx, one, value).submit()).unwrap()),
+                    1 => drop(block_on(copy(&tx, one, other).submit()).unwrap()),
+                    2 => {
+                        let mut write = block_on(one.begin_cpu_write()).unwrap();
+                        write.chunks_mut().for_each(|chunk| chunk.fill(value));
+                    }
+                    3 => block_on(one.evict(&tx)).unwrap(),
+                    _ => {
+                        let read = bytes(one).unwrap();
+                        assert!(read.iter().all(|byte| *byte == read[0]), "half written");
+                    }
+                }
+            }
+        })
+    };
+    let workers: Vec<_> = (0..4).map(worker).collect();
+    workers
+        .into_iter()
+        .for_each(|worker| worker.join().unwrap());
+}
