@@ -10,6 +10,8 @@ use crate::time::clock;
 
 /// What is kept for `dmesg`: the newest this many bytes.
 const KEPT: usize = 32 << 10;
+/// Few lines are longer.
+const LINE: usize = 1 << 10;
 
 struct Logger {
     /// Set at boot, before other CPUs run.
@@ -74,6 +76,8 @@ impl Log for Logger {
 /// Starts logging. Once the heap is there.
 pub fn init(printed: LevelFilter) {
     *LOGGER.printed.lock() = printed;
+    // At once: what grows by and by looks like a leak.
+    LOGGER.kept.lock().reserve(KEPT + LINE);
     // A second call, which there is not, would find the logger set.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(printed.max(LevelFilter::Debug));

@@ -3,7 +3,9 @@
 //!
 //! A list belongs to its CPU. Tasks of one CPU do not preempt each other and interrupts do not
 //! allocate, so that taking and putting a block needs no care beyond its few instructions. A block
-//! freed on another CPU than it was taken on changes lists; a full list gives to the heap.
+//! freed on another CPU than it was taken on changes lists. What a full list does not take goes to
+//! those that all CPUs share, which have no limit: a block of a class stays one. So the heap below,
+//! which searches, does not fall into thousands of pieces.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -28,6 +30,11 @@ impl Class {
         let size = layout.size().max(layout.align()).max(1 << SMALLEST);
         let class = (usize::BITS - (size - 1).leading_zeros() - SMALLEST) as usize;
         (class < CLASSES && layout.align() <= ALIGN).then_some(Self(class))
+    }
+
+    /// All classes.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        (0..CLASSES).map(Self)
     }
 
     /// What the heap is asked for.
@@ -62,7 +69,7 @@ impl List {
     }
 }
 
-/// One CPU's free blocks.
+/// Free blocks: of one CPU, or those that all share.
 pub(super) struct Lists([List; CLASSES]);
 
 // SAFETY: the lists own their blocks.
@@ -84,23 +91,41 @@ impl Lists {
         Some(block.cast())
     }
 
-    /// Puts a block; `false` where the list is full.
+    /// Puts a block; `false` where the list is as long as a CPU's may be.
+    ///
+    /// # Safety
+    /// As for [`Lists::keep`], unless it gives `false`.
+    #[inline]
+    pub(super) unsafe fn put(&mut self, class: Class, block: NonNull<u8>) -> bool {
+        let fits = self.0[class.0].count < class.limit();
+        if fits {
+            // SAFETY: handed on from the caller.
+            unsafe { self.keep(class, block) };
+        }
+        fits
+    }
+
+    /// Puts a block, however many there are.
     ///
     /// # Safety
     /// The block has the layout of its class and nobody uses it any more. Where it was put, it
     /// belongs to the list.
     #[inline]
-    pub(super) unsafe fn put(&mut self, class: Class, block: NonNull<u8>) -> bool {
+    pub(super) unsafe fn keep(&mut self, class: Class, block: NonNull<u8>) {
         let list = &mut self.0[class.0];
-        if list.count >= class.limit() {
-            return false;
-        }
         let block = block.cast::<Free>();
         // SAFETY: by the contract, memory of ours, large and aligned enough for a link.
         unsafe { block.write(Free { next: list.first }) };
         list.first = Some(block);
         list.count += 1;
-        true
+    }
+
+    /// Bytes in all of them.
+    pub(super) fn bytes(&self) -> usize {
+        let lists = Class::all().zip(&self.0);
+        lists
+            .map(|(class, list)| list.count * class.layout().size())
+            .sum()
     }
 }
 
@@ -142,7 +167,20 @@ mod tests {
         for block in blocks[..16].iter().rev() {
             assert_eq!(lists.take(class), Some(*block));
         }
-        assert_eq!(lists.take(class), None);
+        assert_eq!((lists.take(class), lists.bytes()), (None, 0));
+    }
+
+    #[test]
+    fn lists_that_all_share_have_no_limit() {
+        let mut lists = Lists::new();
+        let mut memory = vec![[0u128; 64]; 40];
+        for block in &mut memory {
+            // SAFETY: each block is large and aligned enough, and put once.
+            unsafe { lists.keep(Class(6), NonNull::from(block).cast()) };
+        }
+        assert_eq!(lists.bytes(), 40 << 10);
+        assert!(lists.take(Class(6)).is_some() && lists.take(Class(5)).is_none());
+        assert_eq!(lists.bytes(), 39 << 10);
     }
 
     proptest! {

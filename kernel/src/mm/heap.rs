@@ -1,5 +1,5 @@
 //! The heap: small objects of the kernel and its drivers. Grows by whole pages, never shrinks.
-//! Small blocks that were freed wait on their CPU ([`super::cache`]).
+//! Small blocks that were freed wait for others of their size ([`super::cache`]).
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -31,6 +31,9 @@ unsafe impl Sync for Cached {}
 
 static CACHED: [Cached; MAX_CPUS] = [const { Cached(UnsafeCell::new(Lists::new())) }; MAX_CPUS];
 
+/// The free blocks for which a CPU's own lists are too short.
+static SHARED: Mutex<Lists> = Mutex::new(Lists::new());
+
 /// Uses this CPU's free blocks.
 #[inline]
 fn cached<T>(use_it: impl FnOnce(&mut Lists) -> T) -> T {
@@ -46,7 +49,9 @@ unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         events::count(Event::Allocation);
         let block = match Class::of(layout) {
-            Some(class) => cached(|lists| lists.take(class)).or_else(|| self.take(class.layout())),
+            Some(class) => cached(|lists| lists.take(class))
+                .or_else(|| SHARED.lock().take(class))
+                .or_else(|| self.take(class.layout())),
             None => self.take(layout),
         };
         if block.is_some() && layout == Fence::block() {
@@ -62,14 +67,14 @@ unsafe impl GlobalAlloc for KernelHeap {
         if layout == Fence::block() {
             events::count(Event::FenceFreed);
         }
-        let layout = match Class::of(layout) {
+        match Class::of(layout) {
             // SAFETY: by the contract of `dealloc`; blocks of a class have its layout.
-            Some(class) if cached(|lists| unsafe { lists.put(class, block) }) => return,
-            Some(class) => class.layout(),
-            None => layout,
-        };
-        // SAFETY: by the contract of `dealloc`; the heap was asked for this layout.
-        unsafe { self.0.lock().deallocate(block, layout) };
+            Some(class) if cached(|lists| unsafe { lists.put(class, block) }) => {}
+            // SAFETY: the same; no list has taken it.
+            Some(class) => unsafe { SHARED.lock().keep(class, block) },
+            // SAFETY: by the contract of `dealloc`; the heap was asked for this layout.
+            None => unsafe { self.0.lock().deallocate(block, layout) },
+        }
     }
 }
 
@@ -114,6 +119,17 @@ fn grow(heap: &mut Heap, layout: Layout) -> Result<(), ()> {
     if grown == step { Ok(()) } else { Err(()) }
 }
 
+/// Shares this CPU's free blocks with all.
+pub fn share() {
+    let mut shared = SHARED.lock();
+    for class in Class::all() {
+        while let Some(block) = cached(|lists| lists.take(class)) {
+            // SAFETY: a free block of this class.
+            unsafe { shared.keep(class, block) };
+        }
+    }
+}
+
 /// How many fences exist: the heap's own count of their blocks.
 pub fn fences() -> usize {
     // Freed ones first: one that is made in between is not missed.
@@ -121,8 +137,10 @@ pub fn fences() -> usize {
     events::total(Event::FenceMade).saturating_sub(freed) as usize
 }
 
-/// Bytes in use, those that CPUs keep for themselves among them, and bytes the heap has taken.
+/// Bytes in use, those that CPUs keep for themselves among them ([`share`]), and bytes the heap has
+/// taken.
 pub fn usage() -> (usize, usize) {
+    let shared = SHARED.lock().bytes();
     let heap = HEAP.0.lock();
-    (heap.used(), heap.size())
+    (heap.used().saturating_sub(shared), heap.size())
 }

@@ -72,8 +72,12 @@ pub(super) async fn cpu(args: Vec<String>) -> CommandResult {
     }
 }
 
-pub(super) fn mem(args: &[String]) -> CommandResult {
-    no_arguments(args)?;
+pub(super) async fn mem(args: Vec<String>) -> CommandResult {
+    no_arguments(&args)?;
+    // What CPUs keep for themselves is not in use.
+    for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+        task::spawn("mem", Some(cpu), async { heap::share() }).await;
+    }
     let usable: u64 = crate::usable_memory();
     let (total, used) = {
         let frames = frames::FRAMES.lock();

@@ -74,7 +74,7 @@ static COMMANDS: &[Command] = &[
         machine::cpus
     ),
     command!("cpu", "offline|online N", "parks a CPU, or starts it again", async machine::cpu),
-    command!("mem", "", "memory in use", machine::mem),
+    command!("mem", "", "memory in use", async machine::mem),
     command!("irqs", "", "vectors and who owns them", machine::irqs),
     command!("tasks", "", "the tasks", machine::tasks),
     command!(
