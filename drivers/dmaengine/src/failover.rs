@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dma_fence::{Fence, FenceError};
-use hal::time::{Duration, poll_until};
+use hal::time::{Duration, Instant, poll_until, sleep};
 
 use crate::capability::Capabilities;
 use crate::chan::Chan;
@@ -54,7 +54,7 @@ pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outc
         operation.complete(Err(FenceError::Gone));
     }
     for operation in operations {
-        let Some(operation) = hand_on(&mut other, operation, &mut outcome).await else {
+        let Some(operation) = hand_on(&mut other, operation).await else {
             continue;
         };
         // It does not fit there: those before it come first.
@@ -88,10 +88,10 @@ impl Other {
     }
 
     /// Waits for what it has taken.
-    async fn drain(&mut self, outcome: &mut Outcome) {
+    async fn finish(self, outcome: &mut Outcome) {
         let ops = &self.hold.chan.ops;
         ops.issue_pending();
-        for fence in self.taken.drain(..) {
+        for fence in self.taken {
             // Polled for: the client may not have asked for an interrupt.
             let ended = || {
                 ops.poll();
@@ -103,40 +103,33 @@ impl Other {
                 _ => outcome.lost += 1,
             }
         }
-    }
-
-    async fn finish(mut self, outcome: &mut Outcome) {
-        self.drain(outcome).await;
         self.hold.release().await;
     }
 }
 
 /// Gives `operation` to the channel that took the last one, if it can. Else gives it back.
-async fn hand_on(
-    other: &mut Option<Other>,
-    mut operation: Operation,
-    outcome: &mut Outcome,
-) -> Option<Operation> {
+async fn hand_on(other: &mut Option<Other>, mut operation: Operation) -> Option<Operation> {
     let Some(other) = other else {
         return Some(operation);
     };
     if !fits(&other.hold.chan, &operation) {
         return Some(operation);
     }
-    // Where its ring is full, it is emptied once.
-    for _ in 0..2 {
-        match other.give(operation) {
+    // Where its ring is full, room is awaited: others wait for it as well.
+    let start = Instant::now();
+    loop {
+        let rejected = match other.give(operation) {
             Ok(()) => return None,
-            Err(rejected) => {
-                operation = rejected.operation;
-                if rejected.reason != SubmitReason::Full {
-                    break;
-                }
-                other.drain(outcome).await;
-            }
+            Err(rejected) => rejected,
+        };
+        operation = rejected.operation;
+        if rejected.reason != SubmitReason::Full || start.elapsed() > LIMIT {
+            return Some(operation);
         }
+        other.hold.chan.ops.issue_pending();
+        other.hold.chan.ops.poll();
+        sleep(STEP).await;
     }
-    Some(operation)
 }
 
 /// Finds a channel that can and will take `operation`. Else gives it back.
