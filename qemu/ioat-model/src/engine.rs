@@ -59,18 +59,24 @@ impl Shared {
         self.ending.load(Ordering::Relaxed)
     }
 
-    /// From here on the engine is gone: what is under way stops, and nothing begins.
+    /// From here on the engine is gone: what is under way stops, and nothing begins. One that was
+    /// frozen answers again.
     pub(crate) fn vanish(&self) {
-        self.gone.store(true, Ordering::Relaxed);
-        for channel in &self.channels {
-            channel.stop.store(true, Ordering::Relaxed);
-        }
+        self.frozen.store(false, Ordering::Relaxed);
+        self.stop();
     }
 
     /// As [`Shared::vanish`], and no request is answered any more.
     pub(crate) fn freeze(&self) {
         self.frozen.store(true, Ordering::Relaxed);
-        self.vanish();
+        self.stop();
+    }
+
+    fn stop(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        for channel in &self.channels {
+            channel.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -200,7 +206,8 @@ impl Engine {
         self.power_on(self.shared.plan.dirty);
     }
 
-    /// From here on the engine is gone: registers read all ones, DMA has stopped. For ever.
+    /// From here on the engine is gone: registers read all ones, DMA has stopped. For ever. One that
+    /// was frozen answers so, what it was asked meanwhile as well.
     pub fn vanish(&self) {
         self.shared.vanish();
         self.quiesce();

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ioat_spec::{Control, Descriptor, channel, device};
@@ -258,9 +259,9 @@ fn sigusr1_makes_the_engine_vanish_and_counts_go_on() {
     assert!(program.statistic("mmio_after_gone") >= 1);
 }
 
-#[test]
-fn sigusr2_freezes_the_engine_and_a_signal_still_ends_it() {
-    let mut program = Program::start("usr2", &["--log", "info"]);
+/// A frozen engine, and a thread that has asked it for something: whether it was answered, and how.
+fn frozen(name: &str) -> (Program, JoinHandle<Option<u8>>) {
+    let mut program = Program::start(name, &["--log", "info"]);
     let mut client = program.client();
     let mut version = [0];
     let bar = VFIO_PCI_BAR0_REGION_INDEX;
@@ -275,16 +276,29 @@ fn sigusr2_freezes_the_engine_and_a_signal_still_ends_it() {
         assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended");
     }
     let asked = std::thread::spawn(move || {
-        client
-            .region_read(bar, device::CBVER as u64, &mut version)
-            .is_ok()
+        let answer = client.region_read(bar, device::CBVER as u64, &mut version);
+        answer.is_ok().then_some(version[0])
     });
     std::thread::sleep(Duration::from_millis(300));
     assert!(!asked.is_finished(), "answered");
+    (program, asked)
+}
+
+#[test]
+fn sigusr2_freezes_the_engine_and_a_signal_still_ends_it() {
+    let (mut program, asked) = frozen("usr2");
     program.signal(Signal::TERM);
     assert!(program.end().success());
-    assert!(!asked.join().unwrap());
+    assert_eq!(asked.join().unwrap(), None);
     assert!(program.statistic("mmio_after_gone") <= 1);
+}
+
+#[test]
+fn a_frozen_engine_answers_all_ones_from_sigusr1_on() {
+    let (mut program, asked) = frozen("usr2-usr1");
+    program.signal(Signal::USR1);
+    assert_eq!(asked.join().unwrap(), Some(0xff));
+    assert!(program.end().success());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ioat_model::Engine;
 use vfio_bindings::bindings::vfio::{
@@ -20,6 +21,9 @@ use crate::interrupts::Interrupts;
 /// Bytes of configuration space that QEMU sees.
 const CONFIG_LEN: u64 = 4096;
 
+/// How often an engine that is frozen is looked at.
+const THAW_STEP: Duration = Duration::from_millis(5);
+
 /// An engine behind a vfio-user server.
 pub(crate) struct Backend {
     pub(crate) engine: Arc<Engine>,
@@ -28,10 +32,10 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Never returns where the engine does not answer; the program's other threads go on.
+    /// Returns once the engine answers; the program's other threads go on.
     fn hold_back(&self) {
         while self.engine.answers_in().is_none() {
-            std::thread::park();
+            std::thread::sleep(THAW_STEP);
         }
     }
 }

@@ -52,7 +52,7 @@ fn after_help() -> String {
          SIGUSR1          the engine is gone: registers read all ones, DMA stops, and accesses\n  \
          \x20                are still counted (mmio_after_gone)\n  \
          SIGUSR2          the engine freezes: channels stop in the middle of what they do, and no\n  \
-         \x20                request is answered any more; only a signal ends it then\n\n\
+         \x20                request is answered any more, until SIGUSR1; only a signal ends it then\n\n\
          Statistics: mmio_reads mmio_writes mmio_after_gone config_after_gone doorbells interrupts\n\
          descriptors completions bytes faults.\n\n\
          Exit status: 0 after the client has disconnected or a signal, 1 if it could not serve,\n\
