@@ -13,6 +13,7 @@
 //! | [`linux`] | a Linux kernel on our engines |
 //! | [`bench`] | `make bench` |
 //! | [`demo`] | `make demo` |
+//! | [`session`] | a machine that a program talks to |
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,7 @@ pub mod qmp;
 pub mod run;
 pub mod run_dir;
 pub mod scenario;
+pub mod session;
 pub mod settings;
 pub mod source_lines;
 pub mod suite;

@@ -12,6 +12,7 @@ use longshore_qemu::failure::{Context, Failure};
 use longshore_qemu::hotplug::{How, Running};
 use longshore_qemu::run::{self, Place};
 use longshore_qemu::run_dir::RunDir;
+use longshore_qemu::session;
 use longshore_qemu::settings::Settings;
 use longshore_qemu::source_lines::SourceLines;
 use longshore_qemu::{suite, symbols};
@@ -193,7 +194,7 @@ fn benchmark() -> Result<u8, Failure> {
 
 fn tour() -> Result<u8, Failure> {
     let settings = read_settings()?;
-    let place = demo::Place {
+    let place = session::Place {
         root: enter_root()?,
         launcher: std::env::current_exe().context("this program's path")?,
         run_dir: run_dir(),

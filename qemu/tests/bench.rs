@@ -44,6 +44,8 @@ fn every_benchmark_runs_and_its_counts_agree_with_the_engines() {
     assert_eq!(cases("find"), 3 * 2);
     // An idle engine, and one whose ring is full.
     assert_eq!(cases("removal"), 2);
+    // Three that only their silence betrays, a link that goes down, a slot that is emptied.
+    assert_eq!(cases("detection"), 5);
     assert!(results["checks_passed"].as_u64() > Some(20), "{results}");
     assert_eq!(results["systems"]["linux"]["missing"], "left out");
 }

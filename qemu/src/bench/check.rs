@@ -129,6 +129,21 @@ impl Check {
         }
         checks
     }
+
+    /// That nothing was lost when engines vanished, and that they were at work.
+    pub fn detections(lines: &[Line]) -> Vec<Self> {
+        let mut checks = Vec::new();
+        for line in of_kind(lines, "detection") {
+            let mut check = |what: &str, expected, counted| {
+                let what = format!("{what}, engine that vanished, {}", line.key("how"));
+                checks.push(Self::new(what, expected, counted));
+            };
+            check("operations lost", 0, line.count("lost"));
+            let idle = line.count("inflight") == 0;
+            check("nothing in flight", 0, idle.into());
+        }
+        checks
+    }
 }
 
 fn of_kind<'a>(lines: &'a [Line], name: &'static str) -> impl Iterator<Item = &'a Line> {

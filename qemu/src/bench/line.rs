@@ -69,6 +69,11 @@ pub static KINDS: &[Kind] = &[
         metrics: &["us", "ring_us", "inflight", "failed_over", "cpu", "lost"],
     },
     Kind {
+        name: "detection",
+        keys: &["how"],
+        metrics: &["known_us", "us", "inflight", "failed_over", "cpu", "lost"],
+    },
+    Kind {
         name: "totals",
         keys: &[],
         metrics: with_counts!(),

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use crate::bench::check::Check;
+use crate::bench::detection;
 use crate::bench::line::Line;
 use crate::bench::plan::Plan;
 use crate::bench::{Boot, Place, engine_statistics};
@@ -10,7 +11,7 @@ use crate::failure::{Context, Failure};
 use crate::run_dir::RunDir;
 use crate::settings::Settings;
 
-/// Boots and measures, once with engines that stay and once with engines that leave. What the machine
+/// Boots and measures: with engines that stay, with engines that leave, with engines that vanish. What the machine
 /// said is kept where a run that failed is looked for.
 pub fn boot(
     place: &Place,
@@ -27,6 +28,9 @@ pub fn boot(
     let removals = run(place, &run_dir, &plan.removal_commands(), round)?;
     checks.extend(Check::removals(&removals));
     lines.extend(removals);
+    let vanished = detection::measure(place)?;
+    checks.extend(Check::detections(&vanished));
+    lines.extend(vanished);
     Ok(Boot {
         round,
         checks,

@@ -5,6 +5,7 @@
 //! | [`plan`] | what is run, and how often |
 //! | [`line`] | the lines that machines print, read strictly |
 //! | [`longshore`], [`linux`] | a boot of either, and what it measured |
+//! | [`detection`] | engines that vanish, and when that is known |
 //! | [`statistics`] | medians and their spread |
 //! | [`check`] | counts that must agree, and rates that are aimed at |
 //! | [`report`] | the table, and `results.json` |
@@ -14,6 +15,7 @@
 //! its round.
 
 pub mod check;
+pub mod detection;
 pub mod line;
 pub mod linux;
 pub mod longshore;

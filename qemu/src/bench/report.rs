@@ -215,6 +215,16 @@ const TABLES: &[(&str, &[Column])] = &[
             ("by the CPU", |case| case.scaled("cpu", 1.0)),
         ],
     ),
+    (
+        "detection",
+        &[
+            ("us until known", |case| case.spread("known_us")),
+            ("us until all was done", |case| case.spread("us")),
+            ("in flight", |case| case.scaled("inflight", 1.0)),
+            ("failed over", |case| case.scaled("failed_over", 1.0)),
+            ("by the CPU", |case| case.scaled("cpu", 1.0)),
+        ],
+    ),
 ];
 
 impl Case {
