@@ -1,10 +1,10 @@
 //! A channel as the layer keeps it, and the handle by which everybody may look at it.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
-use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dma_fence::{Fence, FenceError, next_context};
@@ -17,11 +17,11 @@ use crate::depend::Depend;
 use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
-use crate::operation::{Back, Cookie, Duty, Operation};
+use crate::operation::{Back, Cookie, Duty, Operation, Record};
 use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
-use crate::submitted::Submitted;
+use crate::submitted::{Receipt, Submitted};
 use crate::virt::Pump;
 use crate::wait::WaitList;
 use crate::work::{Kind, Work};
@@ -182,16 +182,26 @@ impl Chan {
         self: &Arc<Self>,
         descriptor: Descriptor<K>,
     ) -> Result<Submitted<K>, (Descriptor<K>, SubmitReason)> {
-        if !Arc::ptr_eq(self, &descriptor.chan) {
-            return Err((descriptor, SubmitReason::Foreign));
+        let Descriptor { chan, record, .. } = descriptor;
+        if !Arc::ptr_eq(self, &chan) {
+            return Err((Descriptor::new(chan, record), SubmitReason::Foreign));
         }
+        match self.submit_record(chan, record) {
+            Ok(receipt) => Ok(Submitted::new(receipt)),
+            Err((record, reason)) => Err((Descriptor::new(self.clone(), record), reason)),
+        }
+    }
+
+    /// The same for all kinds of work. `chan` is this channel.
+    fn submit_record(
+        self: &Arc<Self>,
+        chan: Arc<Self>,
+        mut record: Box<Record>,
+    ) -> Result<Receipt, (Box<Record>, SubmitReason)> {
         let mut order = self.submit.lock();
         if self.is_closed() {
-            return Err((descriptor, SubmitReason::Gone));
+            return Err((record, SubmitReason::Gone));
         }
-        let Descriptor {
-            chan, mut record, ..
-        } = descriptor;
         let cookie = Cookie(order.next);
         let completion = &mut record.completion;
         completion.cookie = cookie;
@@ -215,17 +225,16 @@ impl Chan {
             signaler,
         });
         let operation = Operation::new(record);
-        let submitted = Submitted {
+        let receipt = Receipt {
             cookie,
             fence,
             back,
-            kind: PhantomData,
         };
         if waits {
             order.next += 1;
             drop(order);
             self.wait_for(operation);
-            return Ok(submitted);
+            return Ok(receipt);
         }
         self.enter();
         match self.ops.submit(operation) {
@@ -234,14 +243,11 @@ impl Chan {
                 if flags.contains(Flags::FENCE) {
                     order.fenced = cookie.0;
                 }
-                Ok(submitted)
+                Ok(receipt)
             }
             Err(rejected) => {
                 drop(order);
-                let reason = rejected.reason;
-                let record = rejected.operation.refuse();
-                let descriptor = Descriptor::new(self.clone(), record);
-                Err((descriptor, reason))
+                Err((rejected.operation.refuse(), rejected.reason))
             }
         }
     }

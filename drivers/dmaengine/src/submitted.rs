@@ -13,10 +13,15 @@ use crate::work::Kind;
 /// A submitted operation. Dropping it gives up the buffers, not the operation: they are freed
 /// when it has completed.
 pub struct Submitted<K: Kind> {
+    receipt: Receipt,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// What a client has of an operation, whatever its kind.
+pub(crate) struct Receipt {
     pub(crate) cookie: Cookie,
     pub(crate) fence: Fence,
     pub(crate) back: Back,
-    pub(crate) kind: PhantomData<fn() -> K>,
 }
 
 /// How an operation ended.
@@ -30,32 +35,39 @@ pub struct Finished<K: Kind> {
 }
 
 impl<K: Kind> Submitted<K> {
+    pub(crate) fn new(receipt: Receipt) -> Self {
+        Self {
+            receipt,
+            kind: PhantomData,
+        }
+    }
+
     /// Its number in its channel.
     pub fn cookie(&self) -> Cookie {
-        self.cookie
+        self.receipt.cookie
     }
 
     /// Signalled when it completes.
     pub fn fence(&self) -> &Fence {
-        &self.fence
+        &self.receipt.fence
     }
 
     /// Waits for its end and takes the buffers back.
     pub async fn finish(self) -> Finished<K> {
-        let result = self.fence.wait().await;
+        let result = self.receipt.fence.wait().await;
         self.taken(result)
     }
 
     /// Takes the buffers back if it has ended already, else itself.
     pub fn try_finish(self) -> Result<Finished<K>, Self> {
-        match self.fence.result() {
+        match self.receipt.fence.result() {
             Some(result) => Ok(self.taken(result)),
             None => Err(self),
         }
     }
 
     fn taken(self, result: Result<(), FenceError>) -> Finished<K> {
-        let record = self.back.lock().take();
+        let record = self.receipt.back.lock().take();
         Finished {
             buffers: record.and_then(|record| K::unwrap(record.work)),
             result,
@@ -74,6 +86,6 @@ impl<K: Kind> IntoFuture for Submitted<K> {
 
 impl<K: Kind> fmt::Debug for Submitted<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Submitted({})", self.fence)
+        write!(f, "Submitted({})", self.receipt.fence)
     }
 }

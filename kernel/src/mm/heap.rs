@@ -46,12 +46,11 @@ fn cached<T>(use_it: impl FnOnce(&mut Lists) -> T) -> T {
 // SAFETY: blocks come from the heap behind one lock, over memory that only it hands out, or from
 // the running CPU's free ones, which came from there.
 unsafe impl GlobalAlloc for KernelHeap {
+    #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         events::count(Event::Allocation);
         let block = match Class::of(layout) {
-            Some(class) => cached(|lists| lists.take(class))
-                .or_else(|| SHARED.lock().take(class))
-                .or_else(|| self.take(class.layout())),
+            Some(class) => cached(|lists| lists.take(class)).or_else(|| self.take_of(class)),
             None => self.take(layout),
         };
         if block.is_some() && layout == Fence::block() {
@@ -60,6 +59,7 @@ unsafe impl GlobalAlloc for KernelHeap {
         block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
+    #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let Some(block) = NonNull::new(block) else {
             return;
@@ -71,14 +71,20 @@ unsafe impl GlobalAlloc for KernelHeap {
             // SAFETY: by the contract of `dealloc`; blocks of a class have its layout.
             Some(class) if cached(|lists| unsafe { lists.put(class, block) }) => {}
             // SAFETY: the same; no list has taken it.
-            Some(class) => unsafe { SHARED.lock().keep(class, block) },
+            Some(class) => unsafe { put_of(class, block) },
             // SAFETY: by the contract of `dealloc`; the heap was asked for this layout.
-            None => unsafe { self.0.lock().deallocate(block, layout) },
+            None => unsafe { self.give(block, layout) },
         }
     }
 }
 
 impl KernelHeap {
+    #[cold]
+    fn take_of(&self, class: Class) -> Option<NonNull<u8>> {
+        let block = SHARED.lock().take(class);
+        block.or_else(|| self.take(class.layout()))
+    }
+
     #[cold]
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut heap = self.0.lock();
@@ -88,6 +94,22 @@ impl KernelHeap {
         });
         block.ok()
     }
+
+    /// # Safety
+    /// The heap was asked for this layout, and nobody uses the block any more.
+    #[cold]
+    unsafe fn give(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: by the contract.
+        unsafe { self.0.lock().deallocate(block, layout) };
+    }
+}
+
+/// # Safety
+/// The block has the layout of its class, and nobody uses it any more.
+#[cold]
+unsafe fn put_of(class: Class, block: NonNull<u8>) {
+    // SAFETY: by the contract.
+    unsafe { SHARED.lock().keep(class, block) };
 }
 
 /// Adds memory for `layout` at the heap's end. The frame allocator and the page tables below do
