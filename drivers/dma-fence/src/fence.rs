@@ -13,7 +13,7 @@ use core::time::Duration;
 use smallvec::SmallVec;
 
 use crate::error::{FenceError, PENDING, decode, encode};
-use crate::ops::FenceOps;
+use crate::ops::{FenceOps, Ops};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wait::Wait;
 
@@ -46,7 +46,7 @@ struct Inner {
     /// finds it pending there is on the list before that is run.
     status: AtomicU64,
     /// Whose work it is, where that takes part.
-    ops: Option<Arc<dyn FenceOps>>,
+    ops: Option<Ops>,
     waiters: Mutex<Waiters>,
 }
 
@@ -57,6 +57,8 @@ struct Waiters {
     lazy: bool,
     /// Somebody has waited, and the fence's operations were told.
     enabled: bool,
+    /// `status` is pending no more.
+    settled: bool,
     list: SmallVec<[(u64, Waiter); 1]>,
 }
 
@@ -105,18 +107,18 @@ impl Fence {
     }
 
     /// A pending fence of a kind of its own, see [`FenceOps`].
-    pub fn with_ops(context: u64, seqno: u64, ops: Arc<dyn FenceOps>) -> (Signaler, Fence) {
-        let fence = Self::pending(context, seqno, Some(ops), false);
+    pub fn with_ops(context: u64, seqno: u64, ops: impl Into<Ops>) -> (Signaler, Fence) {
+        let fence = Self::pending(context, seqno, Some(ops.into()), false);
         (Signaler::of(&fence), fence)
     }
 
     /// The same, whose signaler comes into being when somebody waits: while nobody does it costs
     /// its `ops` nothing, and may go before the work ends.
-    pub fn lazy(context: u64, seqno: u64, ops: Arc<dyn FenceOps>) -> Fence {
-        Self::pending(context, seqno, Some(ops), true)
+    pub fn lazy(context: u64, seqno: u64, ops: impl Into<Ops>) -> Fence {
+        Self::pending(context, seqno, Some(ops.into()), true)
     }
 
-    fn pending(context: u64, seqno: u64, ops: Option<Arc<dyn FenceOps>>, lazy: bool) -> Fence {
+    fn pending(context: u64, seqno: u64, ops: Option<Ops>, lazy: bool) -> Fence {
         let waiters = Waiters {
             lazy,
             ..Waiters::default()
@@ -156,7 +158,7 @@ impl Fence {
     /// Its operations, if they are of this type: so a provider recognises fences of its own, whose
     /// order its hardware may keep by itself.
     pub fn ops<T: FenceOps>(&self) -> Option<&T> {
-        let ops: &dyn Any = self.inner.ops.as_deref()?;
+        let ops: &dyn Any = &**self.inner.ops.as_ref()?;
         ops.downcast_ref()
     }
 
@@ -277,6 +279,11 @@ impl Signaler {
         self.inner.finish(result)
     }
 
+    /// Whether anybody has waited for the signal, with or without having given up since.
+    pub fn is_awaited(&self) -> bool {
+        self.inner.waiters.lock().enabled
+    }
+
     /// An observer of this fence.
     pub fn fence(&self) -> Option<Fence> {
         let inner = self.inner.clone();
@@ -301,34 +308,40 @@ impl Inner {
     /// Settles how the work ended, unless that is settled; who is on the list is not told. Gives
     /// back what holds.
     fn settle(&self, result: Result<(), FenceError>) -> Result<(), FenceError> {
-        let _waiters = self.waiters.lock();
-        self.result().unwrap_or_else(|| {
-            self.status.store(encode(result), Ordering::Release);
-            result
-        })
+        let mut waiters = self.waiters.lock();
+        self.store(&mut waiters, result)
+            .map_or(result, |late| late.0)
     }
 
     /// Settles how the work ended, unless that is settled, and tells all who are on the list.
     fn finish(&self, result: Result<(), FenceError>) -> Result<(), AlreadySignalled> {
-        let told = |settled: Option<_>| settled.map_or(Ok(()), |how| Err(AlreadySignalled(how)));
-        let (settled, list) = {
+        let (late, list) = {
             let mut waiters = self.waiters.lock();
-            let settled = self.result();
-            if settled.is_none() {
-                self.status.store(encode(result), Ordering::Release);
-            }
+            let late = self.store(&mut waiters, result);
             if waiters.list.is_empty() {
-                return told(settled);
+                return late.map_or(Ok(()), Err);
             }
-            (settled, mem::take(&mut waiters.list))
+            (late, mem::take(&mut waiters.list))
         };
         for (_, waiter) in list {
             match waiter {
                 Waiter::Task(waker) => waker.wake(),
-                Waiter::Callback(callback) => callback(settled.unwrap_or(result)),
+                Waiter::Callback(callback) => callback(late.map_or(result, |late| late.0)),
             }
         }
-        told(settled)
+        late.map_or(Ok(()), Err)
+    }
+
+    fn store(
+        &self,
+        waiters: &mut Waiters,
+        result: Result<(), FenceError>,
+    ) -> Option<AlreadySignalled> {
+        if mem::replace(&mut waiters.settled, true) {
+            return self.result().map(AlreadySignalled);
+        }
+        self.status.store(encode(result), Ordering::Release);
+        None
     }
 }
 
@@ -395,6 +408,12 @@ mod tests {
     use super::*;
     use crate::sync::AtomicUsize;
     use std::string::ToString;
+
+    #[test]
+    fn a_fence_is_one_small_block() {
+        assert!(Fence::block().size() <= 192);
+        assert_eq!(size_of::<Fence>(), size_of::<usize>());
+    }
 
     #[test]
     fn signals_once_and_for_all_clones() {

@@ -53,7 +53,7 @@ pub use chain::{BadPoint, Chain};
 pub use context::{Context, next_context};
 pub use error::FenceError;
 pub use fence::{AlreadySignalled, CallbackId, Fence, Signaler};
-pub use ops::FenceOps;
+pub use ops::{FenceOps, Ops};
 pub use seqno::{SeqnoFences, SeqnoWord};
 pub use timeline::Timeline;
 pub use wait::{TimedOut, Wait};

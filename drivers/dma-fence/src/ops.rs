@@ -1,6 +1,8 @@
 //! Fences of other kinds than those that software alone signals.
 
+use alloc::sync::Arc;
 use core::any::Any;
+use core::ops::Deref;
 use core::time::Duration;
 
 use crate::error::FenceError;
@@ -33,5 +35,36 @@ pub trait FenceOps: Any + Send + Sync {
     /// machine's clock.
     fn set_deadline(&self, fence: &Fence, deadline: Duration) {
         let _ = (fence, deadline);
+    }
+}
+
+/// A fence's reference to its operations: counted, or for ever, which costs nothing.
+pub enum Ops {
+    /// For a kind with an owner.
+    Shared(Arc<dyn FenceOps>),
+    /// For a kind that tells its fences apart by their contexts.
+    Static(&'static dyn FenceOps),
+}
+
+impl<T: FenceOps> From<Arc<T>> for Ops {
+    fn from(ops: Arc<T>) -> Self {
+        Self::Shared(ops)
+    }
+}
+
+impl<T: FenceOps> From<&'static T> for Ops {
+    fn from(ops: &'static T) -> Self {
+        Self::Static(ops)
+    }
+}
+
+impl Deref for Ops {
+    type Target = dyn FenceOps;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Shared(ops) => &**ops,
+            Self::Static(ops) => *ops,
+        }
     }
 }

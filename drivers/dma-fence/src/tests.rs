@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::testing::{Count, Engine, Outcome, listen, poll, poll_once};
 use crate::{
-    AlreadySignalled, Chain, Context, Fence, FenceError, SeqnoFences, SeqnoWord, Signaler,
-    TimedOut, Timeline,
+    AlreadySignalled, Chain, Context, Fence, FenceError, FenceOps, SeqnoFences, SeqnoWord,
+    Signaler, TimedOut, Timeline,
 };
 
 const FAILED: Outcome = Err(FenceError::Device(7));
@@ -272,6 +272,13 @@ fn s4_35_release_and_kinds_of_their_own() {
     assert_eq!(released.get(), 1);
 }
 
+/// A kind that does nothing by itself.
+struct Nothing;
+
+impl FenceOps for Nothing {
+    fn enable_signaling(&self, _: &Fence, _: Option<Signaler>) {}
+}
+
 /// An engine's word in memory, which the fences are to keep.
 #[derive(Default)]
 struct Word {
@@ -381,6 +388,9 @@ fn s4_37_a_provider_recognises_its_own_fences() {
     for other in [timeline.fence(1), Fence::new(1, 1).1] {
         assert!(other.ops::<Engine>().is_none());
     }
+    static ALL: Nothing = Nothing;
+    let (_signaler, fence) = Fence::with_ops(1, 1, &ALL);
+    assert!(fence.ops::<Nothing>().is_some());
 }
 
 #[test]
@@ -424,7 +434,7 @@ fn an_array_of_any_is_as_its_first_and_lets_go_of_the_others() {
 fn an_array_that_ends_while_it_begins_to_listen_leaves_nothing_behind() {
     // Its end is noticed by being listened to alone.
     struct Blind(Outcome);
-    impl crate::FenceOps for Blind {
+    impl FenceOps for Blind {
         fn enable_signaling(&self, _: &Fence, signaler: Option<Signaler>) {
             signaler.unwrap().signal(self.0);
         }
