@@ -11,6 +11,7 @@
 //! | [`acpi`], [`pci`], [`irq`], [`time`], [`task`] | the machine's services |
 //! | [`drivers`] | which driver gets which device; the `hal` of this kernel |
 //! | [`console`], [`logging`] | what people see |
+//! | [`prelude`] | what tasks use of all that |
 //! | [`bench`], [`stepping`] | benchmarks; counting instructions |
 //!
 //! Two contexts: an interrupt handler records that it ran, in an atomic of its CPU, and nothing
@@ -48,6 +49,7 @@ pub mod panic;
 pub mod pci;
 #[cfg(target_os = "none")]
 pub mod power;
+pub mod prelude;
 #[cfg(target_os = "none")]
 pub mod serial;
 #[cfg(target_os = "none")]

@@ -249,6 +249,13 @@ impl DmaAccess<'_> {
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
         self.maps.iter().flat_map(Mapping::segments)
     }
+
+    /// What the device reads, for an engine that takes it chunk by chunk; none where it writes. They
+    /// are to be dropped before the access: who writes next finds them in the way.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        let whole = |memory: &Arc<Memory>| Source::new(memory.clone(), 0..memory.len());
+        self.open.shared().iter().filter_map(whole)
+    }
 }
 
 /// What a device that moves data in this direction does with a buffer.

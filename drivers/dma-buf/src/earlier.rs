@@ -29,9 +29,8 @@ impl Earlier {
             None => {}
         }
         let read = writer && read;
-        let name = |fence: &Fence| (fence.context(), fence.seqno());
         let mut known = self.fences.iter_mut();
-        if let Some(known) = known.find(|known| name(&known.fence) == name(fence)) {
+        if let Some(known) = known.find(|known| known.fence.is_same(fence)) {
             known.writer |= writer;
             known.read |= read;
             return;

@@ -111,6 +111,14 @@ impl Open {
         })
     }
 
+    /// What is read.
+    pub(crate) fn shared(&self) -> &[Arc<Memory>] {
+        match self.loan.as_ref().map(|loan| &loan.chunks) {
+            Some(Chunks::Shared(chunks)) => chunks,
+            _ => &[],
+        }
+    }
+
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let memory = self.loan.iter().flat_map(Loan::iter);
         memory.map(|memory| &**memory)

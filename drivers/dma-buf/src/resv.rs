@@ -182,9 +182,7 @@ impl Resv {
             None => fences.push((fence.clone(), usage)),
         }
         drop(fences);
-        let is_new =
-            |other: &Fence| other.context() == fence.context() && other.seqno() == fence.seqno();
-        self.remove(dropped, |other, of| replaced(of) && !is_new(other));
+        self.remove(dropped, |other, of| replaced(of) && !other.is_same(&fence));
     }
 
     /// Forgets what has ended: nobody waits for it. A writer that failed stays, for readers to know.

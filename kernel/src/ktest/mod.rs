@@ -10,7 +10,9 @@ mod cpus;
 mod hotplug;
 mod instructions;
 mod memory;
+mod pipeline;
 mod removal;
+mod resv;
 mod services;
 mod tasks;
 
@@ -89,6 +91,8 @@ static SUITES: &[&Suite] = &[
     &channels::SUITE,
     &costs::SUITE,
     &removal::SUITE,
+    &resv::SUITE,
+    &pipeline::SUITE,
 ];
 
 /// The names of all suites.

@@ -366,13 +366,14 @@ fn s4_10_who_meets_an_eviction_unmaps_and_begins_again() {
 
 #[test]
 fn s4_10_importers_and_evictions_race_and_the_data_stays() {
+    const ENOUGH: usize = if cfg!(miri) { 2 } else { 50 };
     let bench = Bench::new(&[&Engine::eager()]);
     let buf = DmaBuf::new(LEN).unwrap();
     set(&buf, 1);
-    let (moving, tx) = (buf.clone(), bench.tx.clone());
-    let rounds = if cfg!(miri) { 4 } else { 200 };
+    let stop = Arc::new(AtomicUsize::new(0));
+    let (moving, tx, stopped) = (buf.clone(), bench.tx.clone(), stop.clone());
     let mover = std::thread::spawn(move || {
-        for _ in 0..rounds {
+        while stopped.load(Ordering::Relaxed) == 0 {
             block_on(moving.evict(&tx)).unwrap();
         }
     });
@@ -382,8 +383,8 @@ fn s4_10_importers_and_evictions_race_and_the_data_stays() {
             AttachFlags::EVICTABLE,
         )
         .unwrap();
-    let mut evictions = 0;
-    while !mover.is_finished() {
+    let (mut evictions, mut accesses) = (0, 0);
+    while evictions < ENOUGH || accesses < ENOUGH {
         if block_on(device.map(ToDevice)) == Err(BufError::Evicted) {
             evictions += 1;
             device.unmap().unwrap();
@@ -395,17 +396,23 @@ fn s4_10_importers_and_evictions_race_and_the_data_stays() {
         let committed = reserved.queue_waits().unwrap().commit(super::fence());
         block_on(committed.wait()).unwrap();
         match device.begin_async(ToDevice) {
-            Ok(access) => assert_eq!(seen(&access), [1; LEN]),
+            Ok(access) => {
+                accesses += 1;
+                assert_eq!(seen(&access), [1; LEN]);
+                let sources: Vec<_> = access.sources().collect();
+                assert!(sources.iter().all(|source| source.bytes()[0] == 1));
+                assert_eq!(sources.len(), buf.chunks());
+            }
             Err(error) => {
-                assert_eq!(error, BufError::Evicted);
                 evictions += 1;
+                assert_eq!(error, BufError::Evicted);
                 device.unmap().unwrap();
             }
         }
         committed.signal(Ok(()));
     }
+    stop.store(1, Ordering::Relaxed);
     mover.join().unwrap();
-    assert!(evictions > 0, "they met");
     assert_eq!(value(&buf), Ok(1));
 }
 

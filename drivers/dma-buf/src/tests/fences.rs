@@ -6,7 +6,7 @@ use std::string::ToString;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use dma_fence::FenceError;
+use dma_fence::{Fence, FenceError, FenceOps, Signaler};
 use hal::host::block_on;
 
 use super::{Wakes, fence, manager, poll, resvs, used};
@@ -79,7 +79,7 @@ fn s4_28_an_exclusive_fence_replaces_all_and_a_shared_one_joins() {
     let (_a, a) = used(&manager, &resv, Read);
     let (_b, b) = used(&manager, &resv, Read);
     assert_eq!(classes(&resv), [Write, Read, Read]);
-    let named = |fence: &dma_fence::Fence| {
+    let named = |fence: &Fence| {
         resv.fences()
             .iter()
             .any(|(other, _)| other.context() == fence.context())
@@ -229,25 +229,36 @@ fn s4_16_a_fence_ends_after_those_whose_place_it_took() {
     assert_eq!(block_on(published.wait()), Ok(()));
 }
 
+/// Lives as long as the fences of its kind.
+struct Kept;
+
+impl FenceOps for Kept {
+    fn enable_signaling(&self, _: &Fence, _: Option<Signaler>) {}
+}
+
 #[test]
 fn s4_16_no_fence_is_left_when_all_have_ended() {
     let manager = manager();
     let list = resvs(&manager, 2);
-    let (signaler, watched) = fence();
-    let alive = Arc::new(());
-    let kept = alive.clone();
-    watched.add_callback(move |_| drop(kept)).unwrap();
+    let alive = Arc::new(Kept);
+    let watched = || Fence::with_ops(dma_fence::next_context(), 1, alive.clone());
     let all = || list.iter().map(|resv| (resv, Write));
     let first = block_on(manager.reserve("first", all())).unwrap();
-    let first = first.queue_waits().unwrap().commit((signaler, watched));
+    let first = first.queue_waits().unwrap().commit(watched());
     let second = block_on(manager.reserve("second", all())).unwrap();
-    let second = second.queue_waits().unwrap().commit(fence());
-    assert_eq!(Arc::strong_count(&alive), 2);
+    let second = second.queue_waits().unwrap().commit(watched());
+    assert_eq!(Arc::strong_count(&alive), 3);
     first.signal(Ok(()));
     assert_eq!(block_on(second.wait()), Ok(()));
     second.signal(Ok(()));
-    assert_eq!(Arc::strong_count(&alive), 1, "the fence has let go of it");
+    assert_eq!(
+        Arc::strong_count(&alive),
+        2,
+        "the first is nowhere any more"
+    );
     assert!(list.iter().all(|resv| resv.earlier(Kernel).is_empty()));
+    drop(list);
+    assert_eq!(Arc::strong_count(&alive), 1);
 }
 
 #[test]

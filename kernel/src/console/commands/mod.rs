@@ -1,6 +1,7 @@
 //! The commands, and how they are found.
 
 mod bench;
+mod buffers;
 mod crash;
 mod dma;
 mod machine;
@@ -94,6 +95,24 @@ static COMMANDS: &[Command] = &[
         dma::dma
     ),
     command!("dmatest", "KEY=VALUE...", "tests channels as Linux does", async dma::test),
+    command!(
+        "dmabuf",
+        "",
+        "the shared buffers there are",
+        buffers::dmabuf
+    ),
+    command!(
+        "fences",
+        "",
+        "the fences of shared buffers",
+        buffers::fences
+    ),
+    command!(
+        "resv",
+        "",
+        "tickets: what they hold and wait for",
+        buffers::resv
+    ),
     command!(
         "audit",
         "",
