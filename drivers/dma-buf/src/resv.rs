@@ -30,7 +30,7 @@ pub struct Resv {
     number: u32,
     /// The [`Holder`] that has it.
     owner: AtomicU64,
-    /// The oldest [`Holder`] that was refused it: no younger one gets it before.
+    /// The oldest [`Holder`] that wants it and was refused something: no younger one gets it before.
     claim: AtomicU64,
     fences: Mutex<Fences>,
 }
@@ -45,8 +45,9 @@ type Dropped = SmallVec<[(Fence, Usage); 8]>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Met {
     Itself,
-    Older(Holder),
-    Younger(Holder),
+    /// It has it, or has claimed it.
+    Older,
+    Younger,
 }
 
 static NEXT: Counter = Counter::new(1);
@@ -118,18 +119,24 @@ impl Resv {
             return Err(if owner == me {
                 Met::Itself
             } else if owner.seq.is_older_than(me.seq) {
-                Met::Older(owner)
+                Met::Older
             } else {
-                Met::Younger(owner)
+                Met::Younger
             });
         }
         match Holder::of(self.claim.load(Ordering::Relaxed)) {
-            Some(first) if first.seq.is_older_than(me.seq) => return Err(Met::Older(first)),
+            Some(first) if first.seq.is_older_than(me.seq) => return Err(Met::Older),
             Some(first) if first == me => self.claim.store(Holder::NOBODY, Ordering::Relaxed),
             _ => {}
         }
         self.owner.store(me.word(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Who has it, or else is to have it first.
+    pub(crate) fn first(&self) -> Option<Holder> {
+        let claim = || Holder::of(self.claim.load(Ordering::Relaxed));
+        self.owner().or_else(claim)
     }
 
     pub(crate) fn release(&self) {

@@ -3,8 +3,8 @@
 //! A ticket that meets a younger one's reservation waits for it, and keeps what it holds. One that
 //! meets an older one's lets go of all it holds, waits until that whole ticket has ended, and begins
 //! again with its old number. So every ticket begins again at most as often as there were older ones
-//! when it was drawn, and the oldest never does. What it was refused it has claimed: no younger one
-//! gets it before.
+//! when it was drawn, and the oldest never does. Once refused it has claimed all that it lists: no
+//! younger one gets that before.
 //!
 //! A ticket and its steps belong to one task; each step consumes the one before. Dropped at any
 //! point, they let go of what they hold, and nothing was changed.
@@ -135,6 +135,7 @@ impl<'a> Ticket<'a> {
         });
         if !matches!(got, Ok(()) | Err(ReserveError::Again | ReserveError::Busy)) {
             self.entries.remove(self.held);
+            self.locked(|ticket, _, _| ticket.unclaim(resv));
         }
         got
     }
@@ -157,7 +158,7 @@ impl<'a> Ticket<'a> {
         };
         self.entries.remove(at);
         self.locked(|ticket, state, wakers| {
-            resv.unclaim(ticket.me);
+            ticket.unclaim(resv);
             if at >= ticket.held {
                 return false;
             }
@@ -224,23 +225,51 @@ impl<'a> Ticket<'a> {
         if state.place(self.me).interrupted {
             return Err(ReserveError::Interrupted);
         }
-        let (holder, until, error) = match resv.take(self.me) {
+        let (until, error) = match resv.take(self.me) {
             Ok(()) => {
                 self.held += 1;
                 return Ok(());
             }
             Err(Met::Itself) => return Err(ReserveError::Deadlock),
-            Err(Met::Older(holder)) => (holder, Until::End, ReserveError::Again),
-            Err(Met::Younger(holder)) => (holder, Until::Release, ReserveError::Busy),
+            Err(Met::Older) => (Until::End, ReserveError::Again),
+            Err(Met::Younger) => (Until::Release, ReserveError::Busy),
         };
-        resv.claim(self.me);
         self.contended = true;
-        self.refusal = Some(Refusal {
+        self.own().for_each(|resv| resv.claim(self.me));
+        self.refusal = match until {
+            Until::Release => resv.owner().map(|holder| Refusal {
+                resv,
+                holder,
+                until,
+            }),
+            Until::End => self.last(),
+        };
+        Err(error)
+    }
+
+    /// What it lists, as far as it can have it.
+    fn own(&self) -> impl Iterator<Item = &'a Resv> {
+        let all = self.entries.iter().map(|entry| entry.resv);
+        all.filter(|resv| resv.is_of(self.manager))
+    }
+
+    /// The youngest of the older ones that are in the way: all of them have to end.
+    fn last(&self) -> Option<Refusal<'a>> {
+        let refusal = |resv: &'a Resv| Some((resv, resv.first()?));
+        let all = self.own().filter_map(refusal);
+        let older = all.filter(|(_, holder)| holder.seq.is_older_than(self.seq()));
+        let last = older.reduce(|last, other| {
+            if last.1.seq.is_older_than(other.1.seq) {
+                other
+            } else {
+                last
+            }
+        });
+        last.map(|(resv, holder)| Refusal {
             resv,
             holder,
-            until,
-        });
-        Err(error)
+            until: Until::End,
+        })
     }
 
     fn let_go(&mut self, state: &mut State, wakers: &mut Wakers) {
@@ -249,6 +278,12 @@ impl<'a> Ticket<'a> {
         self.held = 0;
         self.show(state);
         state.wake(self.me, Until::Release, wakers);
+    }
+
+    fn unclaim(&self, resv: &Resv) {
+        if resv.is_of(self.manager) {
+            resv.unclaim(self.me);
+        }
     }
 
     fn wait_for(&self, refusal: Refusal<'_>, state: &mut State) -> Option<(Holder, Key)> {
@@ -294,10 +329,7 @@ impl Drop for Ticket<'_> {
         self.locked(|ticket, state, wakers| {
             ticket.let_go(state, wakers);
             if ticket.contended {
-                ticket
-                    .entries
-                    .iter()
-                    .for_each(|entry| entry.resv.unclaim(ticket.me));
+                ticket.own().for_each(|resv| resv.unclaim(ticket.me));
             }
             state.wake(ticket.me, Until::End, wakers);
             state.dismiss(ticket.me);

@@ -8,14 +8,16 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use dma_buf::{AttachFlags, BufError, DmaBuf, Importer, copy, fill};
+use dma_fence::Fence;
 use dmaengine::{AsyncTx, Client, DmaDevice, registry};
-use hal::dma::{Destination, Direction, DmaOps, DmaSpace, Extent, MapError, Memory, RawMapping};
+use hal::dma::{Destination, Direction, DmaSpace, Memory};
 use hal::pci::Address;
 use hal::task;
 use hal::time::{Duration, Instant, poll_until, timeout};
 use spin::Mutex;
 
 use super::{Suite, Verdict, ensure, tests};
+use crate::drivers::dma::Direct;
 use crate::drivers::removal;
 use crate::pci::bus;
 
@@ -33,22 +35,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 const COLUMNS: usize = 72;
 const ROWS: [&str; 4] = ["render", "blit", "scanout", "cpu"];
 
-/// Of a device without a translation.
-struct Direct;
-
-impl DmaOps for Direct {
-    fn map(&self, memory: Extent, _: Direction) -> Result<RawMapping, MapError> {
-        let segments = [(memory.phys, memory.len)].into_iter().collect();
-        Ok(RawMapping { segments, token: 0 })
-    }
-
-    fn unmap(&self, _: &RawMapping) {}
-}
-
-fn importer(name: &'static str) -> Importer {
+/// A device at `place`.
+fn importer(name: &'static str, place: Address) -> Importer {
     Importer {
         name,
-        space: DmaSpace::new(Arc::new(Direct)),
+        space: DmaSpace::new(Arc::new(Direct(place))),
         coherent: true,
         move_notify: None,
     }
@@ -64,6 +55,8 @@ struct Span {
 }
 
 struct Screen {
+    /// The engines'.
+    places: [Address; 2],
     render: Arc<AsyncTx>,
     blit: Arc<AsyncTx>,
     back: [DmaBuf; 2],
@@ -83,6 +76,7 @@ impl Screen {
     async fn new(engines: &[(Address, DmaDevice)]) -> Result<Arc<Self>, String> {
         let buf = || DmaBuf::new(FRAME).map_err(text);
         Ok(Arc::new(Self {
+            places: [engines[0].0, engines[1].0],
             render: transfers("render", &engines[0].1).await?,
             blit: transfers("blit", &engines[1].1).await?,
             back: [buf()?, buf()?],
@@ -107,13 +101,18 @@ impl Screen {
     /// Renders, blits and has all frames read, one behind the other.
     async fn show(self: &Arc<Self>) -> Result<(), String> {
         // The renderer brings fences of its own; the buffers know.
-        let attach = |buf: &DmaBuf| buf.attach(importer("render"), AttachFlags::ASYNC_ATTACHMENT);
+        let attach = |buf: &DmaBuf| {
+            buf.attach(
+                importer("render", self.places[0]),
+                AttachFlags::ASYNC_ATTACHMENT,
+            )
+        };
         let attached: Result<Vec<_>, _> = self.back.iter().map(attach).collect();
         let _attached = attached.map_err(text)?;
         for frame in 0..FRAMES {
             let (back, front) = (&self.back[frame % 2], &self.front[frame % 2]);
             let rendered = fill(&self.render, back, value(frame)).submit().await;
-            self.watch(0, frame, rendered.map_err(text)?);
+            self.watch(0, frame, &rendered.map_err(text)?)?;
             // Readers are told of their frame before the next but one takes its place.
             if let Some(last) = frame.checked_sub(2) {
                 let begun = || self.begun[last].load(Ordering::Acquire) == 2;
@@ -121,7 +120,7 @@ impl Screen {
                 begun.map_err(|_| format!("nobody reads frame {last}"))?;
             }
             let shown = copy(&self.blit, front, back).submit().await;
-            self.watch(1, frame, shown.map_err(text)?);
+            self.watch(1, frame, &shown.map_err(text)?)?;
             let (device, cpu) = (self.clone(), self.clone());
             task::spawn("scanout", async move {
                 let read = device.scan_out(frame).await;
@@ -139,18 +138,15 @@ impl Screen {
     }
 
     /// Notes the span of work, whose turn comes when that of the frame before has ended.
-    fn watch(self: &Arc<Self>, row: usize, frame: usize, fence: dma_fence::Fence) {
+    fn watch(self: &Arc<Self>, row: usize, frame: usize, fence: &Fence) -> Result<(), String> {
         let (screen, submitted) = (self.clone(), Instant::now());
-        task::spawn("watch", async move {
-            let result = fence.wait().await;
+        let ended = move |result| {
             if let Err(error) = result {
-                screen
-                    .wrong
-                    .lock()
-                    .push(format!("{} {frame}: {error}", ROWS[row]));
+                let why = format!("{} {frame}: {error}", ROWS[row]);
+                screen.wrong.lock().push(why);
             }
             let before = |span: &&Span| span.row == row && span.frame < frame;
-            let last = screen
+            let before = screen
                 .spans
                 .lock()
                 .iter()
@@ -160,9 +156,15 @@ impl Screen {
             screen.note(
                 row,
                 frame,
-                last.map_or(submitted, |last| last.max(submitted)),
+                before.map_or(submitted, |last| last.max(submitted)),
             );
-        });
+        };
+        let late = fence.add_callback(ended).is_err();
+        ensure!(
+            !late || fence.result() == Some(Ok(())),
+            "frame {frame} failed"
+        );
+        Ok(())
     }
 
     fn read(&self, result: Result<(), String>) {
@@ -182,7 +184,7 @@ impl Screen {
     async fn scan_out(&self, frame: usize) -> Result<(), String> {
         let front = &self.front[frame % 2];
         let device = front
-            .attach(importer("scanout"), AttachFlags::empty())
+            .attach(importer("scanout", self.places[1]), AttachFlags::empty())
             .map_err(text)?;
         device.map(Direction::ToDevice).await.map_err(text)?;
         let access = device.begin_dma(Direction::ToDevice).await.map_err(text)?;

@@ -185,6 +185,65 @@ fn s4_19_nobody_younger_gets_what_an_older_one_was_refused() {
 }
 
 #[test]
+fn s4_19_who_was_refused_one_keeps_all_it_lists_from_younger_ones() {
+    let manager = manager();
+    let list = resvs(&manager, 2);
+    let mut first = manager.try_ticket("first").unwrap();
+    let mut second = manager.try_ticket("second").unwrap();
+    let mut third = manager.try_ticket("third").unwrap();
+    first.try_one(&list[0], Usage::Read).unwrap();
+    second.add(&list[1], Usage::Read);
+    assert_eq!(
+        second.try_one(&list[0], Usage::Read),
+        Err(ReserveError::Again)
+    );
+    assert!(!list[1].is_reserved());
+    assert_eq!(
+        third.try_one(&list[1], Usage::Read),
+        Err(ReserveError::Again)
+    );
+    assert_eq!(first.try_one(&list[1], Usage::Read), Ok(()), "it is older");
+    drop(first);
+    // What is taken off the list is nobody's claim any more.
+    assert!(!second.unreserve(&list[1]));
+    assert_eq!(third.try_one(&list[1], Usage::Read), Ok(()));
+    assert!(manager.interrupt(second.seq()));
+    assert_eq!(
+        second.try_one(&list[0], Usage::Read),
+        Err(ReserveError::Interrupted)
+    );
+    assert_eq!(third.try_one(&list[0], Usage::Read), Ok(()));
+}
+
+#[test]
+fn s4_19_who_backs_off_waits_for_the_last_of_those_in_the_way() {
+    let manager = manager();
+    let list = resvs(&manager, 2);
+    let mut older = [(); 2].map(|()| manager.try_ticket("older").unwrap());
+    for (ticket, resv) in older.iter_mut().zip(&list) {
+        ticket.try_one(resv, Usage::Read).unwrap();
+    }
+    let [first, second] = older;
+    let wakes = Arc::new(Wakes::default());
+    let all = list.iter().map(|resv| (resv, Usage::Read));
+    let mut younger = pin!(manager.reserve("younger", all));
+    assert!(poll(younger.as_mut(), &wakes).is_pending());
+    let waits = manager.outstanding()[2].waits.unwrap();
+    assert_eq!(
+        (waits.resv, waits.ticket()),
+        (list[1].number(), second.seq())
+    );
+    drop(first);
+    assert_eq!(wakes.count(), 0);
+    drop(second);
+    assert_eq!(wakes.count(), 1);
+    let Poll::Ready(Ok(reserved)) = poll(younger.as_mut(), &wakes) else {
+        panic!("both have ended");
+    };
+    assert_eq!((reserved.retries(), reserved.older()), (1, 2));
+}
+
+#[test]
 fn s4_19_who_gives_up_keeps_nobody_out() {
     let manager = manager();
     let resv = Resv::new(&manager);
