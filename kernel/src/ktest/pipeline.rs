@@ -234,7 +234,13 @@ impl Screen {
                 let mut line = [b'.'; COLUMNS];
                 for span in spans.iter().filter(|span| span.row == row) {
                     let digit = b'0' + (span.frame % 10) as u8;
-                    line[column(span.begin)..=column(span.end)].fill(digit);
+                    let (first, last) = (column(span.begin), column(span.end));
+                    // What is full stays, but that each frame is seen where it ends.
+                    let cells = line[first..=last].iter_mut();
+                    cells
+                        .filter(|cell| **cell == b'.')
+                        .for_each(|cell| *cell = digit);
+                    line[last] = digit;
                 }
                 let line = core::str::from_utf8(&line).unwrap_or_default();
                 crate::machine_line!("  # {name:8}|{line}|");
