@@ -25,12 +25,9 @@ const LEN: usize = 3 * PAGE + 100;
 /// What is in `buf`, all of it the same.
 fn value(buf: &DmaBuf) -> Result<u8, BufError> {
     let read = block_on(buf.begin_cpu_read())?;
-    let first = read.chunks().next().unwrap()[0];
-    assert!(
-        read.chunks().flatten().all(|&byte| byte == first),
-        "half written"
-    );
-    Ok(first)
+    let all = read.chunks().collect::<Vec<_>>().concat();
+    assert!(all == std::vec![all[0]; buf.len()], "half written");
+    Ok(all[0])
 }
 
 fn set(buf: &DmaBuf, value: u8) {
