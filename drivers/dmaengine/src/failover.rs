@@ -223,6 +223,39 @@ mod tests {
         assert_eq!(other.counters().copies, 0);
     }
 
+    /// The other engine has work of its own, which never ends by itself here.
+    #[test]
+    fn room_in_a_full_ring_is_awaited_and_no_more() {
+        let registry = Registry::new();
+        let leaving = registry.register(mock::info(), vec![Mock::new(4)]).unwrap();
+        let mock = Mock::new(3);
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let channel = block_on(leaving.channels().next().unwrap().request()).unwrap();
+        let other = registry.channel("dma1chan0").unwrap();
+        let other = block_on(other.share()).unwrap();
+        let own = [copy(&other), copy(&other)];
+        other.issue_pending();
+        let left: Vec<_> = (0..2).map(|_| copy(&channel)).collect();
+        let fence = left[1].fence().clone();
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| block_on(registry.unregister(&leaving, STEP)));
+            let holds = |wanted: usize| {
+                let full = || mock.state.lock().ring.len() == wanted;
+                block_on(poll_until(LIMIT, STEP, full)).unwrap();
+            };
+            holds(3);
+            // One leaves, and the second comes in behind the first.
+            mock.finish(Ok(()));
+            holds(3);
+            assert!(!fence.is_signalled() && !own[1].fence().is_signalled());
+            while !fence.is_signalled() {
+                mock.finish(Ok(()));
+            }
+            let removal = removal.join().unwrap();
+            assert_eq!((removal.failed_over, removal.by_cpu), (2, 0));
+        });
+    }
+
     #[test]
     fn who_lets_go_of_what_may_still_be_written_does_not_get_it_back() {
         let (_registry, _device, channel) = exposing();

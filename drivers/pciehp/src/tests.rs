@@ -630,8 +630,11 @@ fn a_port_that_was_silenced_is_polled() {
         stage.quiet().await;
         stage.fake.silence(true);
         stage.handle.look();
+        stage.quiet().await;
         stage.hands(|hands| hands.pull());
         stage.until(State::Off).await;
+        // No command is out any more, for which it would be looked at.
+        stage.quiet().await;
         stage.hands(|hands| hands.insert());
         stage.until(State::On).await;
         stage.fake.silence(false);
@@ -672,6 +675,12 @@ fn our_own_reset_is_no_event() {
         // Until the link is up again.
         let up = || stage.fake.answers();
         poll_until(PATIENCE, STEP, up).await.unwrap();
+        drop(mask);
+        stage.quiet().await;
+        assert_eq!(stage.handle.state(), State::On);
+        // Over before the driver has looked.
+        let mask = stage.handle.mask();
+        stage.hands(|hands| hands.flap());
         drop(mask);
         stage.quiet().await;
         assert_eq!(stage.handle.state(), State::On);

@@ -292,7 +292,7 @@ mod tests {
     use crate::mock::{self, Mock};
     use dma_fence::FenceError;
     use hal::host::block_on;
-    use hal::time::{sleep, timeout};
+    use hal::time::{poll_until, timeout};
     use std::vec;
 
     type Lines = Arc<Mutex<Vec<String>>>;
@@ -542,12 +542,10 @@ mod tests {
         let endless = run(&registry, ["iterations=0"], &out);
         assert!(block_on(timeout(limit, endless)).is_err());
         let chan = registry.channel("dma0chan0").unwrap();
-        block_on(async {
-            while chan.clients() > 0 || chan.is_running() {
-                sleep(Duration::from_millis(1)).await;
-            }
-        });
-        assert_eq!(Arc::strong_count(&out), 1);
+        // A thread tells how it was after it has let go of its channel.
+        let ended = || chan.clients() == 0 && !chan.is_running() && Arc::strong_count(&out) == 1;
+        let step = Duration::from_millis(1);
+        block_on(poll_until(Duration::from_secs(60), step, ended)).unwrap();
     }
 
     #[test]
