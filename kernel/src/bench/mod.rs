@@ -11,9 +11,13 @@ mod counts;
 #[cfg(target_os = "none")]
 mod find;
 pub mod params;
+#[cfg(target_os = "none")]
+mod pipeline;
 pub mod ratio;
 #[cfg(target_os = "none")]
 mod removal;
+#[cfg(target_os = "none")]
+mod resv;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -52,5 +56,7 @@ pub static BENCHMARKS: &[Benchmark] = &[
     copy::BENCHMARK,
     find::BENCHMARK,
     removal::BENCHMARK,
+    resv::BENCHMARK,
+    pipeline::BENCHMARK,
     counts::TOTALS,
 ];
