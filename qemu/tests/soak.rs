@@ -51,7 +51,7 @@ fn used(machine: &mut Machine) -> u64 {
 
 /// By how much the memory in use may have grown, in KiB: the console remembers 64 lines, the heap's
 /// pages need tables, and what grows by doubling, such as a run queue, may have doubled.
-const GROWTH: u64 = 32;
+const GROWTH: u64 = 16;
 
 /// Takes engines away and brings them back for `time`, and four times at least, while they are tested.
 #[track_caller]
