@@ -14,6 +14,8 @@ mod rig;
 mod copies;
 #[path = "cosim/faults.rs"]
 mod faults;
+#[path = "cosim/fences.rs"]
+mod fences;
 #[path = "cosim/gone.rs"]
 mod gone;
 #[path = "cosim/life.rs"]

@@ -43,8 +43,8 @@ bitflags::bitflags! {
     /// What a client asks of one operation. Linux: enum dma_ctrl_flags.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Flags: u32 {
-        /// Its completion interrupts. Without it the client polls; a client that only awaits is
-        /// still woken, but as late as the provider's watchdog looks.
+        /// Its completion interrupts. Without it the client polls; for a client that awaits after
+        /// all, one operation more interrupts, behind it in the ring.
         const INTERRUPT = 1 << 0;
         /// Later operations of its channel start after it has completed: they may read what it
         /// writes.

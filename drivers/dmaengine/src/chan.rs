@@ -21,6 +21,7 @@ use crate::operation::{Back, Cookie, Duty, Operation, Record};
 use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
+use crate::silent::{IN_RING, Listing, Outside};
 use crate::submitted::{Receipt, Submitted};
 use crate::virt::Pump;
 use crate::wait::WaitList;
@@ -53,7 +54,7 @@ pub(crate) struct Chan {
     /// Where its device is registered.
     pub(crate) registry: Once<WeakRegistry>,
     /// Of the fences of this channel's operations.
-    context: u64,
+    context: Listing,
     /// Its lock orders submissions, so that cookies follow the ring.
     submit: Mutex<Order>,
     pub(crate) depend: Depend,
@@ -74,6 +75,10 @@ pub(crate) struct Chan {
     terminated: AtomicU64,
     pub(crate) notice: Notice,
     pub(crate) pace: Pace,
+    /// See [`ChannelOps::ends_silently`].
+    pub(crate) silent: bool,
+    /// Somebody waits for what ends silently.
+    pub(crate) wanted: AtomicBool,
     /// The channel whose ring it uses, where it is a virtual one.
     parent: Option<Arc<Chan>>,
     /// What fills its ring from the virtual channels on it.
@@ -100,18 +105,25 @@ struct Order {
     next: u64,
     /// The last operation in the ring that later ones start after.
     fenced: u64,
+    /// The last one that interrupts.
+    interrupting: u64,
 }
 
 impl Chan {
     pub(crate) fn new(name: String, info: Arc<DeviceInfo>, ops: Arc<dyn ChannelOps>) -> Self {
         Self {
+            silent: ops.ends_silently(),
             name,
             info,
             ops,
             life: Life::default(),
             registry: Once::new(),
-            context: next_context(),
-            submit: Mutex::new(Order { next: 1, fenced: 0 }),
+            context: Listing::new(),
+            submit: Mutex::new(Order {
+                next: 1,
+                fenced: 0,
+                interrupting: 0,
+            }),
             depend: Depend::default(),
             closed: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
@@ -126,6 +138,7 @@ impl Chan {
             terminated: AtomicU64::new(0),
             notice: Notice::default(),
             pace: Pace::default(),
+            wanted: AtomicBool::new(false),
             parent: None,
             pump: Mutex::default(),
         }
@@ -173,6 +186,16 @@ impl Chan {
         }
     }
 
+    /// Of its operations' fences.
+    pub(crate) fn context(&self) -> u64 {
+        self.context.number()
+    }
+
+    /// The last operation in the ring that interrupts.
+    pub(crate) fn interrupting(&self) -> u64 {
+        self.submit.lock().interrupting
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
@@ -193,7 +216,7 @@ impl Chan {
     }
 
     /// The same for all kinds of work. `chan` is this channel.
-    fn submit_record(
+    pub(crate) fn submit_record(
         self: &Arc<Self>,
         chan: Arc<Self>,
         mut record: Box<Record>,
@@ -208,14 +231,17 @@ impl Chan {
         let terms = &mut completion.terms;
         let flags = terms.flags;
         terms.update();
-        let in_ring = |fence: &Fence| !fence.is_signalled() && fence.context() == self.context;
+        let in_ring = |fence: &Fence| !fence.is_signalled() && fence.context() == self.context();
         let kept = |fence: &Fence| in_ring(fence) && fence.seqno() <= order.fenced;
         let waits = !terms.after().iter().all(kept);
         let (signaler, fence) = if waits {
             // It ends when others do, not in the order of this channel.
-            Fence::new(next_context(), 1)
+            let chan = self.clone();
+            Fence::with_ops(next_context(), 1, Arc::new(Outside { chan, cookie }))
+        } else if self.silent && !flags.contains(Flags::INTERRUPT) {
+            Fence::with_ops(self.context(), cookie.0, &IN_RING)
         } else {
-            Fence::new(self.context, cookie.0)
+            Fence::new(self.context(), cookie.0)
         };
         let back = Back::default();
         completion.waits = waits;
@@ -243,6 +269,9 @@ impl Chan {
                 if flags.contains(Flags::FENCE) {
                     order.fenced = cookie.0;
                 }
+                if flags.contains(Flags::INTERRUPT) {
+                    order.interrupting = cookie.0;
+                }
                 Ok(receipt)
             }
             Err(rejected) => {
@@ -264,7 +293,7 @@ impl Chan {
                 Err((back, SubmitReason::Full)) => descriptor = back,
                 other => return other,
             }
-            self.ops.issue_pending();
+            self.issue_pending();
             self.room_since(left).await;
         }
     }

@@ -92,7 +92,7 @@ impl Channel {
 
     /// Starts everything submitted since the last call.
     pub fn issue_pending(&self) {
-        self.chan().ops.issue_pending();
+        self.chan().issue_pending();
     }
 
     /// Completes what has finished, now, on the caller's stack: for clients that do not wait for

@@ -204,11 +204,11 @@ impl Chan {
                 Some(Next::Ended(Ready { operation, result })) => operation.complete(result),
                 Some(Next::Refused(operation)) => refused.push(operation),
                 Some(Next::Full { left }) => {
-                    self.ops.issue_pending();
+                    self.issue_pending();
                     return Turn::Full { left };
                 }
                 // One doorbell for all. It may complete some, and make others ready.
-                None if mem::take(&mut entered) => self.ops.issue_pending(),
+                None if mem::take(&mut entered) => self.issue_pending(),
                 None => {
                     let mut lists = self.depend.lists.lock();
                     if lists.ready.is_empty() {
@@ -219,7 +219,7 @@ impl Chan {
             }
         }
         if entered {
-            self.ops.issue_pending();
+            self.issue_pending();
         }
         Turn::More
     }
@@ -246,6 +246,11 @@ impl Chan {
             result: Ok(()),
         });
         Some(Next::Full { left })
+    }
+
+    /// Whether an operation waits for others to end.
+    pub(crate) fn is_waiting(&self, cookie: Cookie) -> bool {
+        self.depend.lists.lock().waiting.contains_key(&cookie)
     }
 
     /// Has others do what this channel does not take.

@@ -89,8 +89,8 @@ impl Other {
 
     /// Waits for what it has taken.
     async fn finish(self, outcome: &mut Outcome) {
+        self.hold.chan.issue_pending();
         let ops = &self.hold.chan.ops;
-        ops.issue_pending();
         for fence in self.taken {
             // Polled for: the client may not have asked for an interrupt.
             let ended = || {
@@ -126,7 +126,7 @@ async fn hand_on(other: &mut Option<Other>, mut operation: Operation) -> Option<
         if rejected.reason != SubmitReason::Full || start.elapsed() > LIMIT {
             return Some(operation);
         }
-        other.hold.chan.ops.issue_pending();
+        other.hold.chan.issue_pending();
         other.hold.chan.ops.poll();
         sleep(STEP).await;
     }

@@ -46,6 +46,7 @@ mod raid;
 mod registry;
 mod request;
 mod shape;
+mod silent;
 mod submitted;
 mod virt;
 mod wait;

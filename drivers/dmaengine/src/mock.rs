@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) fail: bool,
     /// Flips a bit of every copy, exclusive or, and Q.
     pub(crate) corrupt: bool,
+    /// Announces operations that ask for it alone. To be set before it is registered.
+    pub(crate) silent: bool,
     /// Work that it refuses.
     pub(crate) refused: Capabilities,
 }
@@ -196,6 +198,15 @@ impl ChannelOps for Mock {
             Ok(())
         };
         while eager && self.finish(result) {}
+    }
+
+    fn ends_silently(&self) -> bool {
+        self.state.lock().silent
+    }
+
+    fn has_unissued(&self) -> bool {
+        let state = self.state.lock();
+        state.issued < state.ring.len()
     }
 
     fn poll(&self) {}

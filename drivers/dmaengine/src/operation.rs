@@ -194,6 +194,9 @@ impl Operation {
         if let Some(duty) = &mut completion.duty {
             leave(&duty.chan, mem::take(&mut completion.waits));
             duty.chan = chan.clone();
+            if duty.signaler.is_awaited() {
+                completion.terms.flags |= Flags::INTERRUPT;
+            }
         }
     }
 

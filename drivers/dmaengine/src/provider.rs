@@ -57,6 +57,18 @@ pub trait ChannelOps: Send + Sync {
     /// Starts everything submitted since the last call: one barrier, one doorbell.
     fn issue_pending(&self);
 
+    /// Whether operations without [`crate::Flags::INTERRUPT`] end without anybody noticing. Then one
+    /// that interrupts follows them where somebody waits; the channel must be capable of it.
+    fn ends_silently(&self) -> bool {
+        false
+    }
+
+    /// Whether something was submitted and not issued. Orders: who hears no has everything behind
+    /// it that was submitted before, and who issues later sees what the caller did before it asked.
+    fn has_unissued(&self) -> bool {
+        false
+    }
+
     /// Completes what has finished, now, on the caller's stack.
     fn poll(&self);
 

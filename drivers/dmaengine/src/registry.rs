@@ -205,7 +205,7 @@ impl Registry {
             .enumerate()
             .map(|(index, ops)| {
                 let name = format!("dma{number}chan{index}");
-                Arc::new(Chan::new(name, info.clone(), ops))
+                Chan::new(name, info.clone(), ops).listed()
             })
             .collect();
         let device = DmaDevice::new(number, info, chans);
@@ -352,7 +352,7 @@ impl Registry {
     pub fn issue_pending_all(&self) {
         for chan in self.channels() {
             if !chan.info().capabilities.contains(Capabilities::PRIVATE) {
-                chan.inner.ops.issue_pending();
+                chan.inner.issue_pending();
             }
         }
     }

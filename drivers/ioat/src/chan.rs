@@ -372,6 +372,15 @@ impl ChannelOps for Chan {
         }
     }
 
+    /// What does not interrupt is found by the watchdog, in tens of milliseconds.
+    fn ends_silently(&self) -> bool {
+        true
+    }
+
+    fn has_unissued(&self) -> bool {
+        self.queue.has_unissued()
+    }
+
     fn poll(&self) {
         self.retire();
     }

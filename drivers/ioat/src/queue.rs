@@ -191,6 +191,12 @@ impl<R: Slots, T> Queue<R, T> {
         true
     }
 
+    /// Whether something was pushed that was not issued.
+    pub(crate) fn has_unissued(&self) -> bool {
+        let producer = self.producer.lock();
+        self.issued() != producer.head
+    }
+
     /// Delivers what the engine is done with, `budget` entries at most. `look` says up to which slot
     /// it is done, of the slots in the range that it has been given; it sees what it saw the last
     /// time, too, and is called under the lock. Whether the budget is spent, and more may be done.

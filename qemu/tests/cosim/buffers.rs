@@ -32,6 +32,14 @@ pub(crate) fn noise(len: usize, seed: u64) -> Arc<Memory> {
     Arc::new(memory)
 }
 
+/// A destination, and a source that is full of `byte`.
+pub(crate) fn filled(len: usize, byte: u8) -> (Destination, Source) {
+    let mut src = Memory::new(len).unwrap();
+    src.fill(byte);
+    let dst = Destination::new(Memory::new(len).unwrap(), 0..len).unwrap();
+    (dst, Source::new(Arc::new(src), 0..len).unwrap())
+}
+
 /// A destination buffer and what it should hold.
 pub(crate) struct Target {
     memory: Option<Memory>,

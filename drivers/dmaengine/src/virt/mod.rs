@@ -117,7 +117,7 @@ fn channel(physical: &Arc<Chan>, client: &Client, hold: Hold) -> Arc<Chan> {
     // No table lists it, and nobody is to be told that it is not free.
     info.capabilities |= Capabilities::PRIVATE;
     let name = format!("{}/{client}", physical.name);
-    Arc::new(Chan::on(physical, name, info, ops))
+    Chan::on(physical, name, info, ops).listed()
 }
 
 impl Virt {
@@ -293,6 +293,14 @@ impl ChannelOps for Virt {
     fn issue_pending(&self) {
         self.lists.lock().issue();
         self.pump.kick();
+    }
+
+    fn ends_silently(&self) -> bool {
+        self.pump.chan.silent
+    }
+
+    fn has_unissued(&self) -> bool {
+        !self.lists.lock().submitted.is_empty()
     }
 
     fn poll(&self) {

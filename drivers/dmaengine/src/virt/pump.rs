@@ -167,7 +167,7 @@ impl Pump {
             let full = matches!(filled, Fill::Full(_));
             // What others have left in a full ring must be issued too, or there is never room.
             if !matches!(filled, Fill::Some(0)) {
-                self.chan.ops.issue_pending();
+                self.chan.issue_pending();
             }
             let mut state = self.state.lock();
             if state.again {
