@@ -42,6 +42,9 @@ fn every_benchmark_runs_and_its_counts_agree_with_the_engines() {
     assert_eq!(cases("copy"), 2 * 2 * 3);
     // 1, 2 and 4 CPUs, by the tables and by one count.
     assert_eq!(cases("find"), 3 * 2);
+    // A task of the same CPU, and of another; three sets of buffers, on one CPU and on all; an
+    // engine, and the CPU.
+    assert_eq!((cases("wake"), cases("resv"), cases("pipeline")), (2, 6, 2));
     // An idle engine, and one whose ring is full.
     assert_eq!(cases("removal"), 2);
     // Three that only their silence betrays, a link that goes down, a slot that is emptied.
@@ -61,6 +64,8 @@ fn absurd_parameters_are_refused_with_one_line() {
         "bench copy modes=slow",
         "bench copy via=dma9chan9",
         "bench copy channels=65",
+        "bench buffers tickets=0",
+        "bench buffers size=1048577",
         "bench removal size=0",
         "bench removal via=cpu",
         "bench copy channels=9 ms=1",

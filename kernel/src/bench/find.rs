@@ -155,7 +155,7 @@ fn executed(by: By, shared: &Arc<()>) -> Result<Executed, String> {
 }
 
 /// Waits until all are here.
-async fn together(ready: &AtomicUsize, all: usize) -> Result<(), String> {
+pub(super) async fn together(ready: &AtomicUsize, all: usize) -> Result<(), String> {
     let start = Instant::now();
     ready.fetch_add(1, Ordering::AcqRel);
     while ready.load(Ordering::Acquire) < all {

@@ -5,19 +5,17 @@
 //! not trust a rounded quotient. Interleaving and statistics are the launcher's (qemu/src/bench).
 
 #[cfg(target_os = "none")]
+mod buffers;
+#[cfg(target_os = "none")]
 mod copy;
 #[cfg(target_os = "none")]
 mod counts;
 #[cfg(target_os = "none")]
 mod find;
 pub mod params;
-#[cfg(target_os = "none")]
-mod pipeline;
 pub mod ratio;
 #[cfg(target_os = "none")]
 mod removal;
-#[cfg(target_os = "none")]
-mod resv;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -56,7 +54,6 @@ pub static BENCHMARKS: &[Benchmark] = &[
     copy::BENCHMARK,
     find::BENCHMARK,
     removal::BENCHMARK,
-    resv::BENCHMARK,
-    pipeline::BENCHMARK,
+    buffers::BENCHMARK,
     counts::TOTALS,
 ];

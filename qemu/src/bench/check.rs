@@ -103,9 +103,17 @@ impl Check {
         checks
     }
 
-    /// What can be said of engines that left.
+    /// What can be said of engines that left, and of reservations.
     pub fn removals(lines: &[Line]) -> Vec<Self> {
         let mut checks = Vec::new();
+        for line in of_kind(lines, "resv").filter(|line| line.key("cpus") == "1") {
+            let case = line.case().join(" ");
+            checks.push(Self::new(
+                format!("allocations for reservations: {case}"),
+                0,
+                line.count("allocs_within"),
+            ));
+        }
         for line in of_kind(lines, "removal") {
             let case = line.key("case");
             let mut check = |what: &str, expected, counted| {

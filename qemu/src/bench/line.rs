@@ -74,6 +74,21 @@ pub static KINDS: &[Kind] = &[
         metrics: &["known_us", "us", "inflight", "failed_over", "cpu", "lost"],
     },
     Kind {
+        name: "wake",
+        keys: &["cpu"],
+        metrics: with_counts!("ns", "ns_most", "signals"),
+    },
+    Kind {
+        name: "resv",
+        keys: &["buffers", "cpus"],
+        metrics: with_counts!("ns_per_ticket", "tickets", "retries", "allocs_within"),
+    },
+    Kind {
+        name: "pipeline",
+        keys: &["via", "size"],
+        metrics: with_counts!("fps", "frames", "ns"),
+    },
+    Kind {
         name: "totals",
         keys: &[],
         metrics: with_counts!(),

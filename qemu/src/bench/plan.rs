@@ -17,6 +17,10 @@ pub struct Plan {
     pub batches: Vec<u32>,
     /// References that each CPU finds and puts in one case of `bench find`.
     pub pairs: u32,
+    /// Tickets of each CPU in one case of `bench buffers`.
+    pub tickets: u32,
+    /// Frames of one case of it.
+    pub frames: u32,
     /// Whether Linux takes part.
     pub linux: bool,
 }
@@ -31,6 +35,8 @@ impl Plan {
             sizes: vec![4096, 65536],
             batches: vec![1, 32],
             pairs: 500_000,
+            tickets: 5000,
+            frames: 100,
             linux: true,
         }
     }
@@ -42,6 +48,8 @@ impl Plan {
             repeat: 2,
             ms: 60,
             pairs: 100_000,
+            tickets: 1000,
+            frames: 20,
             ..Self::full()
         }
     }
@@ -53,6 +61,8 @@ impl Plan {
             repeat: 1,
             ms: 5,
             pairs: 1000,
+            tickets: 100,
+            frames: 4,
             linux: false,
             ..Self::full()
         }
@@ -76,9 +86,18 @@ impl Plan {
         )
     }
 
-    /// Those of a boot in which they leave.
+    /// Those of a boot in which they leave, and in which it is not counted what they do.
     pub fn removal_commands(&self) -> String {
-        format!("bench removal repeat={}; audit", self.repeat)
+        let Self {
+            repeat,
+            tickets,
+            frames,
+            ..
+        } = self;
+        format!(
+            "bench buffers tickets={tickets} frames={frames} repeat={repeat}; \
+             bench removal repeat={repeat}; audit"
+        )
     }
 }
 
@@ -95,7 +114,7 @@ mod tests {
         );
         assert_eq!(
             Plan::tiny().removal_commands(),
-            "bench removal repeat=1; audit"
+            "bench buffers tickets=100 frames=4 repeat=1; bench removal repeat=1; audit"
         );
     }
 }

@@ -206,6 +206,30 @@ const TABLES: &[(&str, &[Column])] = &[
         ],
     ),
     (
+        "wake",
+        &[
+            ("ns from signal to task", |case| case.spread("ns")),
+            ("the longest", |case| case.scaled("ns_most", 1.0)),
+        ],
+    ),
+    (
+        "resv",
+        &[
+            ("ns/ticket", |case| case.spread("ns_per_ticket")),
+            ("retries/ticket", |case| case.quotient("retries", "tickets")),
+            ("allocs/ticket", |case| {
+                case.quotient("allocs_within", "tickets")
+            }),
+        ],
+    ),
+    (
+        "pipeline",
+        &[
+            ("frames/s", |case| case.spread("fps")),
+            ("irqs/frame", |case| case.quotient("irqs", "frames")),
+        ],
+    ),
+    (
         "removal",
         &[
             ("us", |case| case.spread("us")),

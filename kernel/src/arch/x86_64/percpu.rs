@@ -100,6 +100,11 @@ impl PerCpu {
             .is_ok()
     }
 
+    /// One of its CPU-local counters.
+    pub fn counter(&self, counter: usize) -> isize {
+        self.counters.0[counter].load(Ordering::Relaxed)
+    }
+
     /// Where its CPU-local counters lie.
     pub fn counters(&self) -> core::ops::Range<*const AtomicIsize> {
         self.counters.0.as_ptr_range()
@@ -234,7 +239,5 @@ fn longshore_hal_local_dec(counter: usize) {
 
 #[unsafe(no_mangle)]
 fn longshore_hal_local_sum(counter: usize) -> isize {
-    all()
-        .map(|cpu| cpu.counters.0[counter].load(Ordering::Relaxed))
-        .sum()
+    all().map(|cpu| cpu.counter(counter)).sum()
 }
