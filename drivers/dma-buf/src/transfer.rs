@@ -240,10 +240,7 @@ async fn copy_batch(
     let mut result = Ok(());
     for (at, piece) in pieces.iter().enumerate() {
         let sent = match borrow(dst, src, piece) {
-            Ok((to, from)) => {
-                tx.memcpy(to, from, interrupting(at + 1 == pieces.len()))
-                    .await
-            }
+            Ok((to, from)) => tx.memcpy(to, from, in_batch(at + 1 == pieces.len())).await,
             Err(error) => {
                 result = Err(error);
                 break;
@@ -309,10 +306,7 @@ async fn fill_pages(
         let mut batch: Vec<(usize, Sent<Memset>)> = Vec::with_capacity(pieces.len());
         for (at, to) in pieces.iter().enumerate() {
             let sent = match lend(dst, to) {
-                Ok(to) => {
-                    tx.memset(to, value, interrupting(at + 1 == pieces.len()))
-                        .await
-                }
+                Ok(to) => tx.memset(to, value, in_batch(at + 1 == pieces.len())).await,
                 Err(error) => {
                     result = Err(error);
                     break;
@@ -344,13 +338,9 @@ async fn fill_pages(
     Ok(())
 }
 
-/// The last operation of a batch interrupts for all.
-fn interrupting(last: bool) -> Flags {
-    if last {
-        Flags::INTERRUPT
-    } else {
-        Flags::empty()
-    }
+/// The last operation of a batch rings for all, and interrupts for all.
+fn in_batch(last: bool) -> Flags {
+    if last { Flags::INTERRUPT } else { Flags::MORE }
 }
 
 /// Waits for the end of a batch. What went to another channel than the last, which interrupts, is
@@ -358,6 +348,10 @@ fn interrupting(last: bool) -> Flags {
 async fn ended<K: Kind>(batch: Vec<(usize, Sent<K>)>) -> Vec<(usize, Finished<K>)> {
     let mut all = Vec::with_capacity(batch.len());
     let last = batch.last().map(|(_, sent)| sent.via.clone());
+    // Where another channel took the last one, or there was none, nobody has rung for these.
+    let together = |a: &(usize, Sent<K>), b: &(usize, Sent<K>)| a.1.via.name() == b.1.via.name();
+    let runs = batch.chunk_by(together);
+    runs.for_each(|run| run[0].1.issue());
     for (chunk, sent) in batch {
         let (fence, via) = (sent.submitted.fence(), &sent.via);
         let followed = last.as_ref().is_some_and(|last| last.name() == via.name());

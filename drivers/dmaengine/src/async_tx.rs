@@ -50,6 +50,14 @@ pub struct Sent<K: Kind> {
     pub via: DmaChan,
 }
 
+impl<K: Kind> Sent<K> {
+    /// Issues it, and what stands before it on its channel, unless that has been done. Needed where
+    /// it has [`Flags::MORE`], and nothing came after it.
+    pub fn issue(&self) {
+        self.via.inner.ops.issue_pending();
+    }
+}
+
 /// A copy that was made.
 #[derive(Debug)]
 pub struct Copied {
@@ -311,9 +319,12 @@ async fn attempt<K: Kind>(
     prep: &impl Fn(&Channel, K::Buffers) -> Result<Descriptor<K>, PrepError<K>>,
 ) -> Result<Sent<K>, PrepError<K>> {
     let descriptor = prep(channel, buffers)?;
+    let more = descriptor.flags().contains(Flags::MORE);
     match channel.submit_wait(descriptor).await {
         Ok(submitted) => {
-            channel.issue_pending();
+            if !more {
+                channel.issue_pending();
+            }
             let via = (**channel).clone();
             Ok(Sent { submitted, via })
         }

@@ -49,6 +49,10 @@ bitflags::bitflags! {
         /// Later operations of its channel start after it has completed: they may read what it
         /// writes.
         const FENCE = 1 << 1;
+        /// More follows at once: [`AsyncTx`](crate::AsyncTx) leaves it to be issued with what comes
+        /// after it on its channel, or by [`Sent::issue`](crate::Sent::issue). So a batch costs one
+        /// doorbell.
+        const MORE = 1 << 2;
     }
 }
 

@@ -79,6 +79,10 @@ impl<K: Kind> Descriptor<K> {
         }
     }
 
+    pub(crate) fn flags(&self) -> Flags {
+        self.record.completion.terms.flags
+    }
+
     fn more(&mut self) -> &mut More {
         self.record.completion.terms.more()
     }

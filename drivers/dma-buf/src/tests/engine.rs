@@ -24,6 +24,8 @@ pub(super) struct Engine(Mutex<Ring>);
 struct Ring {
     operations: VecDeque<Operation>,
     issued: usize,
+    /// How often it was told of new ones.
+    rings: usize,
     /// Finishes nothing by itself.
     held: bool,
     done: usize,
@@ -61,6 +63,11 @@ impl Engine {
     /// Operations that are issued and not done.
     pub(super) fn issued(&self) -> usize {
         self.0.lock().unwrap().issued
+    }
+
+    /// Doorbells.
+    pub(super) fn rings(&self) -> usize {
+        self.0.lock().unwrap().rings
     }
 
     /// Operations that were done.
@@ -122,6 +129,7 @@ impl ChannelOps for Engine {
     fn issue_pending(&self) {
         let held = {
             let mut ring = self.0.lock().unwrap();
+            ring.rings += usize::from(ring.issued < ring.operations.len());
             ring.issued = ring.operations.len();
             ring.held
         };

@@ -48,6 +48,24 @@ fn engines_copy_and_fill_chunk_by_chunk() {
 }
 
 #[test]
+fn a_batch_rings_once_and_nothing_of_it_is_forgotten() {
+    let engine = Engine::eager();
+    let bench = Bench::new(&[&engine]);
+    let a = buf();
+    block_on(fill(&bench.tx, &a, 0xaa).into_future()).unwrap();
+    assert_eq!((engine.rings(), engine.done()), (1, CHUNKS));
+    // Where the rest of a batch is not sent, what was sent is done all the same.
+    let pages = &a.inner.pages;
+    let lent = pages.lend(CHUNKS - 1).unwrap();
+    let b = buf();
+    let (to, from) = (&a.inner.pages, &b.inner.pages);
+    let copied = block_on(crate::transfer::copy_pages(&bench.tx, to, 0, from, 0..LEN));
+    assert_eq!(copied, Err(FenceError::Map));
+    assert_eq!((engine.rings(), engine.done()), (2, 2 * CHUNKS - 1));
+    pages.put(CHUNKS - 1, lent);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let bench = Bench::new(&[]);
     let (a, small) = (buf(), DmaBuf::new(10).unwrap());
