@@ -265,7 +265,7 @@ fn s4_7_asynchronous_devices_see_each_others_writes() {
     let buf = DmaBuf::export(Arc::new(flushing), PAGE).unwrap();
     buf.attach(incoherent("odd"), AttachFlags::ASYNC_ATTACHMENT)
         .unwrap();
-    assert_eq!(noted.take(), ["attach odd", "detach odd"]);
+    assert_eq!(noted.take(), ["allocate", "attach odd", "detach odd"]);
 }
 
 #[test]
@@ -325,6 +325,31 @@ fn s4_9_a_buffer_moves_only_if_all_who_have_it_cope() {
     let after = place(&device).unwrap();
     assert!(before.iter().all(|old| !after.contains(old)));
     assert_eq!(value(&buf), Ok(9));
+}
+
+/// Lets other tasks run that are ready.
+fn others_run() {
+    for _ in 0..200 {
+        let (signaler, fence) = super::fence();
+        hal::task::spawn("test", async move { signaler.signal(Ok(())) });
+        block_on(fence.wait()).unwrap();
+    }
+}
+
+#[test]
+fn s4_9_a_move_begins_when_all_work_has_ended() {
+    let bench = Bench::new(&[&Engine::eager()]);
+    let noting = Noting::default();
+    let trace = noting.trace.clone();
+    let buf = DmaBuf::export(Arc::new(noting), LEN).unwrap();
+    let writer = block_on(buf.begin_cpu_write()).unwrap();
+    let mut evict = Box::pin(buf.evict(&bench.tx));
+    assert!(poll(evict.as_mut(), &Arc::default()).is_pending());
+    others_run();
+    drop(writer);
+    assert_eq!(block_on(evict), Ok(()));
+    let told = ["allocate", "begin cpu Both", "end cpu Both", "allocate"];
+    assert_eq!(trace.take(), told);
 }
 
 #[test]

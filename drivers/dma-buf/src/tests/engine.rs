@@ -242,6 +242,7 @@ impl Exporter for Noting {
     }
 
     fn allocate(&self, len: usize) -> Result<Vec<Memory>, OutOfMemory> {
+        self.trace.note("allocate");
         Chunked::default().allocate(len)
     }
 
