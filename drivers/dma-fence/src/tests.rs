@@ -332,6 +332,10 @@ fn s4_36_the_word_alone_signals_and_wraps() {
         assert_eq!(word.reached(), value.load(Ordering::Relaxed) as u64);
     }
     assert!(word.fence(start).is_signalled());
+    // What was seen holds, whatever the word does.
+    let reached = word.reached();
+    value.fetch_sub(1, Ordering::Release);
+    assert_eq!(word.reached(), reached);
 }
 
 #[test]
