@@ -54,7 +54,7 @@ impl<K: Kind> Sent<K> {
     /// Issues it, and what stands before it on its channel, unless that has been done. Needed where
     /// it has [`Flags::MORE`], and nothing came after it.
     pub fn issue(&self) {
-        self.via.inner.ops.issue_pending();
+        self.via.inner.issue_pending();
     }
 }
 
