@@ -92,15 +92,21 @@ fn end() -> ! {
 fn backtrace(rip: Option<u64>, mut rbp: u64) {
     let symbols = symbols::kernel();
     let mut index = 0;
-    let mut line = |address: u64| {
-        let _ = match symbols.and_then(|symbols| symbols.find(address)) {
-            Some((name, offset)) => writeln!(Report, "  #{index} {address:#x} {name}+{offset:#x}"),
+    // A return address belongs to the instruction before it: behind a call that does not return
+    // another function may begin.
+    let mut line = |address: u64, back: u64| {
+        let found = symbols.and_then(|symbols| symbols.find(address.wrapping_sub(back)));
+        let _ = match found {
+            Some((name, offset)) => {
+                let offset = offset + back;
+                writeln!(Report, "  #{index} {address:#x} {name}+{offset:#x}")
+            }
             None => writeln!(Report, "  #{index} {address:#x}"),
         };
         index += 1;
     };
     if let Some(rip) = rip {
-        line(rip);
+        line(rip, 0);
     }
     for _ in 0..FRAMES_MAX {
         if !rbp.is_multiple_of(8) || !on_a_stack(rbp) || !on_a_stack(rbp + 8) {
@@ -111,7 +117,7 @@ fn backtrace(rip: Option<u64>, mut rbp: u64) {
         if address == 0 {
             return;
         }
-        line(address);
+        line(address, 1);
         if next <= rbp || next - rbp > 64 << 10 {
             return;
         }
