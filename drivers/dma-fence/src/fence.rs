@@ -285,9 +285,9 @@ impl Signaler {
     }
 
     /// An observer of this fence.
-    pub fn fence(&self) -> Option<Fence> {
+    pub fn fence(&self) -> Fence {
         let inner = self.inner.clone();
-        Some(Fence { inner })
+        Fence { inner }
     }
 }
 

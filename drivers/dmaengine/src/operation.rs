@@ -177,7 +177,8 @@ impl Operation {
 
     /// An observer of its fence.
     pub(crate) fn fence(&self) -> Option<Fence> {
-        self.record.completion.duty.as_ref()?.signaler.fence()
+        let duty = self.record.completion.duty.as_ref();
+        duty.map(|duty| duty.signaler.fence())
     }
 
     /// Leaves its channel, of whose ring it is out, for another, or its channel's waiting ones for
