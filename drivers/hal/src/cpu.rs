@@ -56,6 +56,11 @@ pub fn is_online(cpu: usize) -> bool {
     cpu < possible() && machine().is_online(cpu)
 }
 
+/// The CPUs that run tasks now, by rising number.
+pub fn online() -> impl DoubleEndedIterator<Item = usize> + Clone {
+    (0..possible()).filter(|&cpu| is_online(cpu))
+}
+
 /// The NUMA node of `cpu`, by the numbers that functions have too; `None` where it is not known.
 pub fn node(cpu: usize) -> Option<u32> {
     machine().node(cpu)

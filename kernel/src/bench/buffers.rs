@@ -46,8 +46,7 @@ async fn run(mut params: Params) -> Result<(), String> {
     let size = params.number("size", 65536, 1, SIZE_LIMIT)?;
     let repeat = params.number("repeat", 1, 1, 1000)?;
     params.finish()?;
-    let online = (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu));
-    let cpus: Vec<usize> = online.collect();
+    let cpus: Vec<usize> = hal::cpu::online().collect();
     for _ in 0..repeat {
         wake("same", cpus[0], cpus[0], signals).await?;
         if let Some(&other) = cpus.get(1) {

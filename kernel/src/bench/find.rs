@@ -92,8 +92,7 @@ async fn run(mut params: Params) -> Result<(), String> {
 }
 
 async fn all(pairs: u64, bys: &[By], repeat: usize) -> Result<(), String> {
-    let online = (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu));
-    let cpus: Vec<usize> = online.collect();
+    let cpus: Vec<usize> = hal::cpu::online().collect();
     for _ in 0..repeat {
         let mut count = 1;
         loop {

@@ -47,12 +47,6 @@ fn longshore_probe_dup_put(found: &ChanRef) -> bool {
 const NO_ENGINE: Verdict = Verdict::Skipped("there is no engine");
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn online() -> Vec<usize> {
-    (0..cpu::possible())
-        .filter(|&cpu| cpu::is_online(cpu))
-        .collect()
-}
-
 fn has_engines() -> bool {
     !registry().channels().is_empty()
 }
@@ -60,7 +54,7 @@ fn has_engines() -> bool {
 async fn s1_2_every_cpu_finds_a_channel_while_somebody_is_interested() -> TestResult {
     let interest = registry().get_interest().await;
     let (found, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let cpus = online();
+    let cpus: Vec<_> = cpu::online().collect();
     for &target in &cpus {
         let (found, asked) = (found.clone(), asked.clone());
         task::spawn_on("test", target, async move {
@@ -149,7 +143,7 @@ async fn s1_13_nobody_finds_one_without_interest() -> TestResult {
 }
 
 async fn s1_14_a_parked_cpu_leaves_the_tables_and_comes_back() -> Result<(), Verdict> {
-    let Some(last) = online().into_iter().rfind(|&cpu| cpu != 0) else {
+    let Some(last) = cpu::online().rfind(|&cpu| cpu != 0) else {
         return Err(Verdict::Skipped("there is one CPU"));
     };
     if !has_engines() {
@@ -255,7 +249,7 @@ async fn s1_15_a_storm_of_finds_uses_no_removed_engine() -> Result<(), Verdict> 
     }
     let interest = registry().get_interest().await;
     let storm = Arc::new(Storm::default());
-    let cpus = online();
+    let cpus: Vec<_> = cpu::online().collect();
     for &cpu in cpus.iter().chain(&cpus) {
         let storm = storm.clone();
         task::spawn_on("test", cpu, async move { storm.rage().await });

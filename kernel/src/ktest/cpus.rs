@@ -25,9 +25,7 @@ async fn counters_of_all_cpus_add_up() -> TestResult {
     const EACH: isize = 1000;
     let before = cpu::local_sum(COUNTER);
     let done = Arc::new(AtomicUsize::new(0));
-    let cpus: alloc::vec::Vec<_> = (0..cpu::possible())
-        .filter(|&c| cpu::is_online(c))
-        .collect();
+    let cpus: alloc::vec::Vec<_> = cpu::online().collect();
     for &target in &cpus {
         let done = done.clone();
         task::spawn_on("test", target, async move {

@@ -35,7 +35,7 @@ async fn the_boot_cpu_and_absent_ones_stay_as_they_are() -> TestResult {
 
 /// The last CPU, where there is more than one.
 fn last() -> Option<usize> {
-    (1..cpu::possible()).rev().find(|&cpu| cpu::is_online(cpu))
+    cpu::online().rfind(|&cpu| cpu > 0)
 }
 
 async fn tasks_and_timers_move_and_go_on() -> TestResult {
@@ -100,9 +100,7 @@ async fn counters_of_a_parked_cpu_stay_counted() -> TestResult {
 }
 
 async fn cpus_go_and_come_while_tasks_wake_each_other() -> TestResult {
-    let others: alloc::vec::Vec<_> = (1..cpu::possible())
-        .filter(|&cpu| cpu::is_online(cpu))
-        .collect();
+    let others: alloc::vec::Vec<_> = cpu::online().filter(|&cpu| cpu > 0).collect();
     let rounds = Arc::new(AtomicUsize::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let workers = others.len() * 2;

@@ -128,7 +128,7 @@ async fn absurd_sizes_are_refused() -> TestResult {
 /// another, three times over, so that blocks come back from where they were freed.
 async fn small_blocks_stay_whole_and_change_cpus() -> TestResult {
     for round in 0..3 {
-        for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+        for cpu in hal::cpu::online() {
             let blocks: Vec<Vec<u8>> = (0..200).map(|n| alloc::vec![n as u8; n * 7 + 1]).collect();
             let aligned: Vec<_> = (0..50).map(|n| Box::new(Line([n; 64]))).collect();
             let places: BTreeSet<usize> =

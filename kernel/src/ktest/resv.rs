@@ -88,9 +88,7 @@ async fn s4_19_a_thousand_tasks_get_random_sets_of_buffers() -> TestResult {
         wrong: AtomicUsize::new(0),
         done: AtomicUsize::new(0),
     });
-    let online: Vec<_> = (0..cpu::possible())
-        .filter(|&cpu| cpu::is_online(cpu))
-        .collect();
+    let online: Vec<_> = cpu::online().collect();
     for number in 0..TASKS {
         let shared = shared.clone();
         let cpu = online[number as usize % online.len()];

@@ -31,13 +31,9 @@ async fn reaches(count: &AtomicUsize, wanted: usize) -> TestResult {
         .map_err(|_| alloc::format!("{} of {wanted}", count.load(Ordering::Relaxed)))
 }
 
-fn online() -> impl Iterator<Item = usize> {
-    (0..cpu::possible()).filter(|&cpu| cpu::is_online(cpu))
-}
-
 async fn tasks_run_on_the_cpu_they_were_sent_to() -> TestResult {
     let (right, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    for target in online() {
+    for target in cpu::online() {
         let (right, done) = (right.clone(), done.clone());
         task::spawn_on("test", target, async move {
             for _ in 0..10 {
@@ -47,7 +43,7 @@ async fn tasks_run_on_the_cpu_they_were_sent_to() -> TestResult {
             done.fetch_add(1, Ordering::Release);
         });
     }
-    let count = online().count();
+    let count = cpu::online().count();
     reaches(&done, count).await?;
     let right = right.load(Ordering::Relaxed);
     ensure!(
@@ -61,7 +57,7 @@ async fn tasks_run_on_the_cpu_they_were_sent_to() -> TestResult {
 /// A token goes round all CPUs by wake-ups alone.
 async fn wakes_cross_cpus_and_none_is_lost() -> TestResult {
     const ROUNDS: usize = 200;
-    let cpus: alloc::vec::Vec<_> = online().collect();
+    let cpus: alloc::vec::Vec<_> = cpu::online().collect();
     let turn = Arc::new(AtomicUsize::new(0));
     let events: Arc<[hal::irq::IrqEvent]> =
         cpus.iter().map(|_| hal::irq::IrqEvent::default()).collect();

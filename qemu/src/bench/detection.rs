@@ -84,7 +84,7 @@ fn let_vanish(machine: &Session, engine: usize, way: Way) -> Result<(), Failure>
     match way {
         Way::Yank(how) => machine.running(&format!("ioat{engine}"))?.yank(how),
         Way::Link => {
-            let mut qmp = Qmp::connect(&machine.run_dir().qmp(), crate::session::PATIENCE)?;
+            let mut qmp = Qmp::connect(&machine.run_dir().qmp(), session::PATIENCE)?;
             let said = qmp.monitor(&format!("pcie_aer_inject_error port{engine} SDN"))?;
             let done = said.starts_with("OK").then_some(());
             done.ok_or_else(|| Failure::run(said))

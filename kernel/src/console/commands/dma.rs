@@ -32,7 +32,7 @@ fn tables() {
         registry().interest(),
         registry().rebuilds()
     );
-    for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+    for cpu in hal::cpu::online() {
         let entries = Transaction::ALL.into_iter().filter_map(|transaction| {
             let chan = registry().table_entry(cpu, transaction)?;
             Some(format!(" {transaction}={}", chan.name()))

@@ -75,7 +75,7 @@ pub(super) async fn cpu(args: Vec<String>) -> CommandResult {
 pub(super) async fn mem(args: Vec<String>) -> CommandResult {
     no_arguments(&args)?;
     // What CPUs keep for themselves is not in use.
-    for cpu in (0..hal::cpu::possible()).filter(|&cpu| hal::cpu::is_online(cpu)) {
+    for cpu in hal::cpu::online() {
         task::spawn("mem", Some(cpu), async { heap::share() }).await;
     }
     let usable: u64 = crate::usable_memory();
