@@ -81,6 +81,7 @@ check: toolchain
 	cargo clippy --quiet -p longshore-boot --features ktest --target $(BARE) -- -D warnings
 	cargo clippy --quiet -p longshore-boot --no-default-features --features ktest --target $(BARE) -- -D warnings
 	cargo clippy --quiet -p dmaengine --no-default-features --all-targets -- -D warnings
+	cargo clippy --quiet -p vcm --no-default-features --all-targets -- -D warnings
 	@qemu/check-crates.sh
 
 doc: toolchain
@@ -114,7 +115,7 @@ nightly: toolchain
 miri: nightly
 	MIRIFLAGS="-Zmiri-strict-provenance" $(MIRI) -p dma-fence -p ioat-spec
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
-	    -p hal -p dmaengine -p dma-buf -p ioat --features hal/host
+	    -p hal -p vcm -p dmaengine -p dma-buf -p ioat --features hal/host
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks -Zmiri-disable-weak-memory-emulation \
 	    $(MIRI_PROPTEST)" $(MIRI) --lib -p edu --features hal/host
 
