@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 use crate::run_dir::RunDir;
 use crate::settings::{Accel, Serial, Settings};
 
+/// The IOMMU, which must come before the devices behind it. In caching mode the guest says what it
+/// maps anew too, without which QEMU could not tell the engines.
+pub const IOMMU_DEVICE: &str = "intel-iommu,caching-mode=on,intremap=on";
+
 /// QEMU's id of an engine.
 pub fn engine_id(engine: u32) -> String {
     format!("ioat{engine}")
@@ -139,6 +143,9 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     let qmp = option_path(&run_dir.qmp());
     add(&["-qmp", &format!("unix:{qmp},server=on,wait=off")]);
 
+    if settings.iommu {
+        add(&["-device", IOMMU_DEVICE]);
+    }
     for port in 0..=settings.engines {
         let (id, slot) = (port_id(port), port + 1);
         add(&[
@@ -209,6 +216,20 @@ mod tests {
         }
         assert!(!line.contains("port3") && !line.contains("ioat2"));
         assert!(!line.contains("-gdb") && !line.contains("serial.sock"));
+    }
+
+    #[test]
+    fn the_iommu_stands_before_the_devices_behind_it() {
+        assert!(!line(&Settings::default()).contains("iommu"));
+        let line = line(&Settings {
+            iommu: true,
+            ..Settings::default()
+        });
+        let iommu = line.find("-device intel-iommu,caching-mode=on");
+        assert!(
+            iommu.is_some() && iommu < line.find("pcie-root-port"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct Settings {
     pub accel: Accel,
     /// `ICOUNT=1`: an instruction takes a nanosecond
     pub icount: bool,
+    /// `IOMMU`: engines reach memory through QEMU's intel-iommu
+    pub iommu: bool,
     /// `SERIAL`
     pub serial: Serial,
     /// `KERNEL`: the image, a PVH ELF
@@ -109,6 +111,7 @@ impl Default for Settings {
             irq: Irq::Msi,
             accel: Accel::Tcg,
             icount: false,
+            iommu: false,
             serial: Serial::Terminal,
             kernel: "build/longshore.elf".into(),
             bios: None,
@@ -163,6 +166,7 @@ impl Settings {
                 _ => Accel::Tcg,
             },
             icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
+            iommu: default.iommu,
             serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
                 "socket" => Serial::Socket,
                 _ => Serial::Terminal,

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 struct Expected {
     cbver: &'static str,
     irq: Irq,
+    iommu: bool,
     id: &'static str,
     /// How many interrupts each function then has.
     interrupts: usize,
@@ -44,6 +45,7 @@ fn linux_drives(name: &str, expected: &Expected) {
         engines: 2,
         cbver: expected.cbver.into(),
         irq: expected.irq,
+        iommu: expected.iommu,
         ..Settings::default()
     };
     let dir = std::env::temp_dir().join(format!("longshore-{name}-{}", std::process::id()));
@@ -82,6 +84,17 @@ fn linux_drives(name: &str, expected: &Expected) {
         let version = format!("version={}", expected.cbver);
         let whole = |line: &&&&str| line.contains(&version) && line.contains("copy");
         assert_eq!(channels.iter().filter(whole).count(), 8, "{console}");
+        // Domains of this type translate; without an IOMMU there are no groups.
+        let groups = lines
+            .iter()
+            .filter(|line| line.starts_with(&format!("{when} group")));
+        let translated = groups.clone().filter(|line| line.contains("type=DMA"));
+        let confined = if expected.iommu { 2 } else { 0 };
+        assert_eq!(
+            (groups.count(), translated.count()),
+            (confined, confined),
+            "{when}\n{console}"
+        );
     }
     assert_eq!(count("unbound"), 2, "{console}");
     assert_eq!(count("interrupt"), 2 * expected.interrupts, "{console}");
@@ -93,6 +106,7 @@ fn linux_drives(name: &str, expected: &Expected) {
         "WARNING:",
         "Call Trace",
         "ioatdma: probe",
+        "fault addr",
     ] {
         let said = console
             .lines()
@@ -119,6 +133,7 @@ fn linux_drives_a_3_2_engine_by_msi() {
         &Expected {
             cbver: "3.2",
             irq: Irq::Msi,
+            iommu: false,
             id: "0x2021",
             interrupts: 1,
         },
@@ -132,6 +147,7 @@ fn linux_drives_a_3_4_engine_by_msix() {
         &Expected {
             cbver: "3.4",
             irq: Irq::Msix,
+            iommu: false,
             id: "0x0b00",
             interrupts: 4,
         },
@@ -146,6 +162,7 @@ fn linux_drives_a_3_3_engine_by_msix() {
         &Expected {
             cbver: "3.3",
             irq: Irq::Msix,
+            iommu: false,
             id: "0x6f50",
             interrupts: 4,
         },
@@ -159,6 +176,23 @@ fn linux_drives_a_3_2_engine_by_the_pin() {
         &Expected {
             cbver: "3.2",
             irq: Irq::Intx,
+            iommu: false,
+            id: "0x2021",
+            interrupts: 1,
+        },
+    );
+}
+
+/// Every buffer, ring and completion word is mapped before the engine sees its address, and the
+/// IOMMU has nothing to complain of.
+#[test]
+fn linux_with_its_iommu_on_drives_our_engine() {
+    linux_drives(
+        "linux_with_its_iommu_on_drives_our_engine",
+        &Expected {
+            cbver: "3.2",
+            irq: Irq::Msi,
+            iommu: true,
             id: "0x2021",
             interrupts: 1,
         },

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::child::{self, Spawner};
 use crate::engines::Engines;
 use crate::failure::{Context, Failure};
-use crate::machine::{engine_device, port_id};
+use crate::machine::{IOMMU_DEVICE, engine_device, port_id};
 use crate::run_dir::RunDir;
 use crate::settings::Settings;
 
@@ -49,6 +49,8 @@ show() {
     for d in /sys/bus/pci/drivers/ioatdma/0*; do
         [ -e $d ] || continue
         echo "engine: $1 device ${d##*/} id=$($B cat $d/device)"
+        g=$d/iommu_group
+        [ -e $g ] && echo "engine: $1 group ${d##*/} type=$($B cat $g/type)"
         for c in $d/dma/*; do
             [ -e $c ] || continue
             q=$c/quickdata
@@ -244,10 +246,12 @@ impl Linux {
         ]);
         args.extend(["-kernel".into(), text(&self.folder.join("vmlinuz"))]);
         args.extend(["-initrd".into(), text(initramfs)]);
-        args.extend([
-            "-append".into(),
-            "console=ttyS0 panic=-1 loglevel=7 random.trust_cpu=on".into(),
-        ]);
+        let mut append = String::from("console=ttyS0 panic=-1 loglevel=7 random.trust_cpu=on");
+        if settings.iommu {
+            append.push_str(" intel_iommu=on");
+            args.extend(["-device".into(), IOMMU_DEVICE.into()]);
+        }
+        args.extend(["-append".into(), append]);
         for number in 0..settings.engines {
             let (id, slot) = (port_id(number), number + 1);
             args.extend([
