@@ -16,6 +16,9 @@ const MACHINES: [(&str, &[(&str, &str)]); 3] = [
     ("longshore-nohotplug", &[("CPUS", "4")]),
 ];
 
+/// What buffers that are shared stand on, the lowest first: each group can be run without the others.
+const GROUPS: [&str; 3] = ["fences", "resv", "pipeline"];
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
     Ok,
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
     }
     check_the_reader();
     let (mut passed, mut failed) = (0, 0);
+    // The suites, in the order in which the first machine runs them.
+    let mut order: Vec<String> = Vec::new();
     for (image, machine) in MACHINES {
         let shape = machine
             .iter()
@@ -51,6 +56,11 @@ fn main() -> ExitCode {
             .lines()
             .skip_while(|line| *line != "KTAP version 1");
         let (cases, whole) = read(output);
+        if order.is_empty() {
+            let suites = cases.iter().filter_map(|case| case.name.split_once("::"));
+            order.extend(suites.map(|(suite, _)| suite.to_string()));
+            order.dedup();
+        }
         for case in &cases {
             let verdict = match &case.verdict {
                 Verdict::Ok => "ok",
@@ -79,6 +89,14 @@ fn main() -> ExitCode {
             failed += usize::from(bad == 0);
         }
     }
+    let groups = s4_21_the_groups_run_by_themselves_and_in_order(&order);
+    let verdict = if groups.is_ok() { "ok" } else { "FAILED" };
+    println!("test ktest::s4_21_the_groups_run_by_themselves_and_in_order ... {verdict}");
+    if let Err(why) = &groups {
+        println!("{why}");
+    }
+    passed += usize::from(groups.is_ok());
+    failed += usize::from(groups.is_err());
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 {
@@ -86,6 +104,34 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Each group alone, on one machine; and all suites together, whose `order` is given, keep it.
+fn s4_21_the_groups_run_by_themselves_and_in_order(order: &[String]) -> Result<(), String> {
+    let together = order
+        .iter()
+        .filter(|suite| GROUPS.contains(&suite.as_str()));
+    if !together.eq(GROUPS) {
+        return Err(format!("all suites together: {order:?}"));
+    }
+    let bench = Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"));
+    let commands = GROUPS.map(|group| format!("test {group}")).join("; ");
+    let variables = [("KERNEL", "build/longshore-test.elf"), ("CPUS", "4")];
+    let ended = bench.run(&commands, &variables);
+    let lines: Vec<_> = ended.console.lines().collect();
+    let alone = lines.split(|line| *line == "KTAP version 1").skip(1);
+    let alone: Vec<_> = alone.map(|lines| read(lines.iter().copied())).collect();
+    let suite = |(cases, whole): &(Vec<Case>, bool)| {
+        let (suite, _) = cases.first()?.name.split_once("::")?;
+        let of_it = |case: &Case| case.name.starts_with(suite) && case.verdict == Verdict::Ok;
+        (*whole && cases.iter().all(of_it)).then(|| suite.to_string())
+    };
+    let suites: Vec<_> = alone.iter().map(suite).collect();
+    let in_order = suites.iter().map(Option::as_deref).eq(GROUPS.map(Some));
+    if in_order && ended.status == Some(0) {
+        return Ok(());
+    }
+    Err(format!("{suites:?}\n{}", ended.all()))
 }
 
 /// Reads KTAP; false when the number of suites is not the announced one.

@@ -7,6 +7,7 @@
 mod channels;
 mod costs;
 mod cpus;
+mod fences;
 mod hotplug;
 mod instructions;
 mod memory;
@@ -91,6 +92,8 @@ static SUITES: &[&Suite] = &[
     &channels::SUITE,
     &costs::SUITE,
     &removal::SUITE,
+    // Three groups, each on what the one before has shown.
+    &fences::SUITE,
     &resv::SUITE,
     &pipeline::SUITE,
 ];

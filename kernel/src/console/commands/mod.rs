@@ -125,7 +125,7 @@ static COMMANDS: &[Command] = &[
     command!(
         "test",
         "[SUITE]",
-        "the test suites in the kernel",
+        "the test suites in the kernel, as fences, resv, pipeline",
         async test::test
     ),
     command!(
