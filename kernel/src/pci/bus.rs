@@ -549,7 +549,8 @@ pub fn vanish(address: Address) {
 /// More than any engine's registers; larger BARs are for others.
 const MAP_MAX: u64 = 64 << 20;
 
-fn map(bar: &Bar) -> Option<MmioRegion> {
+/// The registers behind a BAR; `None` where there is no room for them.
+pub(crate) fn map(bar: &Bar) -> Option<MmioRegion> {
     let (mapping, len) = map_region(bar)?;
     Some(MmioRegion::new(Arc::new(Counted(mapping)), len))
 }
