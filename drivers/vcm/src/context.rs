@@ -296,18 +296,17 @@ impl Vcm {
         let size = size.ok_or(Error::TooLarge)?;
         let guard = if request.guard { page } else { 0 };
         let whole = size.checked_add(guard).ok_or(Error::TooLarge)?;
+        if request.align.is_some_and(|align| !align.is_power_of_two()) {
+            return Err(Error::Misaligned);
+        }
+        let wanted = request.align.unwrap_or(page).max(page);
         let taken = {
             let mut book = self.book.lock();
-            match (request.at, request.align) {
-                (Some(at), align) => {
-                    if !at.is_multiple_of(align.unwrap_or(page).max(page)) {
-                        return Err(Error::Misaligned);
-                    }
-                    book.take_at(at..at.checked_add(whole).ok_or(Error::OutOfRange)?)?
-                }
-                (None, Some(align)) if !align.is_power_of_two() => return Err(Error::Misaligned),
-                (None, Some(align)) => book.take_aligned(whole, align.max(page), 0)?,
-                (None, None) => book.take(whole, align, offset, self.page)?,
+            match request.at {
+                Some(at) if !at.is_multiple_of(wanted) => return Err(Error::Misaligned),
+                Some(at) => book.take_at(at..at.checked_add(whole).ok_or(Error::OutOfRange)?)?,
+                None if request.align.is_some() => book.take_aligned(whole, wanted, 0)?,
+                None => book.take(whole, align, offset, self.page)?,
             }
         };
         let range = taken.start..taken.start + size;

@@ -27,14 +27,20 @@ extern crate alloc;
 
 mod context;
 mod error;
+#[cfg(test)]
+mod fake;
 mod misuse;
 mod mmu;
 mod one_to_one;
 mod pages;
 mod physical;
+#[cfg(all(test, feature = "refcount"))]
+mod property;
 mod request;
 mod reservation;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use context::{Active, Statistics, Vcm, contexts};
 pub use error::{Error, MmuError};
