@@ -58,6 +58,24 @@ impl Earlier {
         self.fences.is_empty()
     }
 
+    /// The same without `fence`.
+    pub(crate) fn without(&self, fence: Option<&Fence>) -> Self {
+        let mut left = self.clone();
+        if let Some(fence) = fence {
+            left.fences.retain(|awaited| !awaited.fence.is_same(fence));
+        }
+        left
+    }
+
+    /// Whether who waits for the one waits for the other.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let within = |one: &Self, other: &Self| {
+            let has = |fence: &Fence| other.fences().any(|of| of.is_same(fence));
+            one.fences().all(|fence| has(fence) || fence.is_signalled())
+        };
+        within(self, other) && within(other, self)
+    }
+
     /// Whether all have been signalled.
     pub fn has_ended(&self) -> bool {
         self.fences().all(Fence::is_signalled)

@@ -157,6 +157,20 @@ impl Resv {
         }
     }
 
+    /// The fence of who writes, and has not ended.
+    pub(crate) fn writer(&self) -> Option<Fence> {
+        let fences = self.fences.lock();
+        let mut writers = fences.iter().filter(|(_, of)| of.is_exclusive());
+        let (fence, _) = writers.find(|(fence, _)| !fence.is_signalled())?;
+        Some(fence.clone())
+    }
+
+    /// Whether `fence` is in it: no later exclusive one has taken its place.
+    pub(crate) fn has(&self, fence: &Fence) -> bool {
+        let fences = self.fences.lock();
+        fences.iter().any(|(other, _)| other.is_same(fence))
+    }
+
     pub(crate) fn add_earlier(&self, usage: Usage, earlier: &mut Earlier) {
         let fences = self.fences.lock();
         for (fence, of) in fences.iter() {

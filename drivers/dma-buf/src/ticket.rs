@@ -359,6 +359,21 @@ impl<'a> Reserved<'a> {
         self.ticket.older
     }
 
+    /// Reserves `resv` as well, if it can be had at once and is not listed; whether it could.
+    pub(crate) fn also(&mut self, resv: &'a Resv, usage: Usage) -> bool {
+        let got = self.ticket.try_one(resv, usage);
+        if matches!(got, Err(ReserveError::Again | ReserveError::Busy)) {
+            // Nobody waits for it with this ticket.
+            self.ticket.unreserve(resv);
+        }
+        got.is_ok()
+    }
+
+    /// Lets go of what it has reserved [as well](Reserved::also).
+    pub(crate) fn without(&mut self, resv: &Resv) {
+        self.ticket.unreserve(resv);
+    }
+
     /// Waits for all that the listed uses wait for, with all of it reserved. For those who cannot
     /// queue waits.
     pub async fn wait_all(&self) -> Result<(), FenceError> {

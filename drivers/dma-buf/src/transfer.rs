@@ -1,22 +1,33 @@
 //! Copies and fills between buffers, by engines or the CPU.
 //!
-//! A transfer is a task of its own: it owns the memory from its fence's predecessors to its fence,
-//! whoever waits for it. Chunks are lent to the engine as a whole, and come back before the fence.
+//! Transfers are in a task of their own: it owns the memory from the end of what they wait for to
+//! their own, whoever waits for it. Chunks are lent to the engine as a whole, and come back before the
+//! fence.
+//!
+//! What is lent nobody reads, so that a copy of what is still being written would have to wait for the
+//! CPU to take the memory back. Where both are on one way, to one ring, it does not: it takes its bytes
+//! where the earlier one takes them, which nobody may write as long as that goes on. It says of those
+//! bytes that it reads them, and ends after the earlier one and with its error.
 
-use alloc::sync::Arc;
+use alloc::collections::VecDeque;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::IntoFuture;
+use core::mem;
 use core::ops::Range;
 
-use dma_fence::{Fence, FenceError};
-use dmaengine::{AsyncTx, BoxFuture, CopyError, Finished, Flags, Kind, Memcpy, Memset, Sent};
+use dma_fence::{Fence, FenceError, FenceOps, Signaler, next_context};
+use dmaengine::{AsyncTx, BoxFuture, CopyError, DmaChan, Finished, Flags, Memcpy, Memset, Sent};
 use hal::dma::{Destination, Memory, Source};
 use hal::time::Duration;
 
-use crate::buffer::{DmaBuf, queue};
+use crate::buffer::{DmaBuf, Inner};
 use crate::commit::Committed;
+use crate::earlier::Earlier;
 use crate::error::BufError;
+use crate::manager::manager;
 use crate::pages::{Pages, Stretch};
+use crate::ticket::Reserved;
 use crate::usage::Usage;
 
 /// Operations that are in flight for one transfer at most.
@@ -81,37 +92,231 @@ pub fn fill_range(tx: &Arc<AsyncTx>, dst: &DmaBuf, to: Range<usize>, value: u8) 
 impl Transfer {
     /// Queues it behind the earlier work on its buffers. The fence is that of its end.
     pub async fn submit(self) -> Result<Fence, BufError> {
-        let committed = match &self.what {
+        let queued = self.queue().await?;
+        let fence = queued.committed.fence().clone();
+        drop(Group::from(queued));
+        Ok(fence)
+    }
+
+    /// Publishes its fence.
+    pub(crate) async fn queue(self) -> Result<Queued, BufError> {
+        // Outlives the ticket, which may reserve it.
+        let earlier: Option<(Fence, Bytes)>;
+        let (dst, to, own, mut reserved) = match &self.what {
             What::Copy { dst, to, src, from } => {
                 check(src, from)?;
                 let end = to.checked_add(from.len()).ok_or(BufError::Range)?;
                 check(dst, &(*to..end))?;
-                queue("copy", &[(dst, Usage::Write), (src, Usage::Read)]).await?
+                let uses = [(dst.resv(), Usage::Write), (src.resv(), Usage::Read)];
+                let reserved = manager().reserve("copy", uses).await?;
+                (dst, *to..end, Bytes::Of(src.clone(), from.start), reserved)
             }
-            What::Fill { dst, to, .. } => {
+            What::Fill { dst, to, value } => {
                 check(dst, to)?;
-                queue("fill", &[(dst, Usage::Write)]).await?
+                let uses = [(dst.resv(), Usage::Write)];
+                let reserved = manager().reserve("fill", uses).await?;
+                (dst, to.clone(), Bytes::Value(*value), reserved)
             }
         };
-        let fence = committed.fence().clone();
-        hal::task::spawn("dma-buf", self.run(committed));
-        Ok(fence)
+        earlier = self.written_by();
+        let follows = earlier
+            .as_ref()
+            .filter(|(fence, bytes)| bytes.reserve(&mut reserved, fence));
+        let bytes = follows.map_or(own, |(_, bytes)| bytes.clone());
+        let coming = Coming {
+            tx: Arc::downgrade(&self.tx),
+            to: to.clone(),
+            bytes: bytes.downgrade(),
+        };
+        let waited = reserved.queue_waits()?;
+        let committed = waited.commit(Fence::with_ops(next_context(), 1, Arc::new(coming)));
+        let follows = follows.map(|(fence, _)| fence.clone());
+        Ok(Queued {
+            begin: committed.earlier().without(follows.as_ref()),
+            work: Work {
+                dst: dst.clone(),
+                to,
+                bytes,
+            },
+            tx: self.tx.clone(),
+            follows,
+            committed,
+        })
     }
 
-    async fn run(self, committed: Committed) {
-        let mut result = committed.wait().await;
-        if result.is_ok() {
-            result = match self.what {
-                What::Copy { dst, to, src, from } => {
-                    copy_pages(&self.tx, &dst.inner.pages, to, &src.inner.pages, from).await
-                }
-                What::Fill { dst, to, value } => {
-                    fill_pages(&self.tx, &dst.inner.pages, to, value).await
-                }
-            };
+    /// What is on its way to all that is to be copied, by the same channel, and the fence of that. The
+    /// source is reserved.
+    fn written_by(&self) -> Option<(Fence, Bytes)> {
+        let What::Copy { src, from, .. } = &self.what else {
+            return None;
+        };
+        let fence = src.resv().writer()?;
+        let coming: &Coming = fence.ops()?;
+        let inside = coming.to.start <= from.start && from.end <= coming.to.end;
+        if !inside || !Weak::ptr_eq(&coming.tx, &Arc::downgrade(&self.tx)) {
+            return None;
         }
-        committed.signal(result);
+        let bytes = coming.bytes.upgrade(from.start - coming.to.start)?;
+        Some((fence, bytes))
     }
+}
+
+/// Where the bytes of a transfer come from.
+#[derive(Clone)]
+enum Bytes {
+    /// A buffer, from there on.
+    Of(DmaBuf, usize),
+    Value(u8),
+}
+
+/// The same, which keeps nothing: a fence in a reservation is there for longer than its work.
+enum WeakBytes {
+    Of(Weak<Inner>, usize),
+    Value(u8),
+}
+
+impl Bytes {
+    fn downgrade(&self) -> WeakBytes {
+        match self {
+            Self::Of(buf, at) => WeakBytes::Of(Arc::downgrade(&buf.inner), *at),
+            Self::Value(value) => WeakBytes::Value(*value),
+        }
+    }
+
+    /// Has them stay as they are, as a use of the ticket's, if nobody has been promised since the work
+    /// behind `fence`, which reads them, that he may write them.
+    fn reserve<'a>(&'a self, reserved: &mut Reserved<'a>, fence: &Fence) -> bool {
+        let Self::Of(buf, _) = self else { return true };
+        let resv = buf.resv();
+        if !reserved.also(resv, Usage::Read) {
+            return false;
+        }
+        let unchanged = resv.has(fence);
+        if !unchanged {
+            reserved.without(resv);
+        }
+        unchanged
+    }
+}
+
+impl WeakBytes {
+    /// Those from `skip` on.
+    fn upgrade(&self, skip: usize) -> Option<Bytes> {
+        Some(match self {
+            Self::Of(buf, at) => {
+                let inner = buf.upgrade()?;
+                Bytes::Of(DmaBuf { inner }, at + skip)
+            }
+            Self::Value(value) => Bytes::Value(*value),
+        })
+    }
+}
+
+/// What the fence of a transfer tells those who come after it: the bytes `to` of the buffer that it
+/// writes will be these, by way of `tx`.
+struct Coming {
+    tx: Weak<AsyncTx>,
+    to: Range<usize>,
+    bytes: WeakBytes,
+}
+
+/// Its task signals by itself.
+impl FenceOps for Coming {
+    fn enable_signaling(&self, _: &Fence, _: Option<Signaler>) {}
+}
+
+/// A transfer whose fence is published.
+pub(crate) struct Queued {
+    tx: Arc<AsyncTx>,
+    work: Work,
+    /// What it waits for before it begins.
+    begin: Earlier,
+    /// What it ends after, and need not wait for.
+    pub(crate) follows: Option<Fence>,
+    committed: Committed,
+}
+
+struct Work {
+    dst: DmaBuf,
+    to: Range<usize>,
+    bytes: Bytes,
+}
+
+/// Transfers that begin together, in one task, with one doorbell and one interrupt where they fit
+/// into a batch. Dropping it begins.
+struct Group(Vec<Queued>);
+
+impl From<Queued> for Group {
+    fn from(queued: Queued) -> Self {
+        Self([queued].into())
+    }
+}
+
+impl Group {
+    /// Whether one more goes the same way, and neither would wait for what it does not need.
+    fn suits(&self, queued: &Queued) -> bool {
+        let first = self.0.first();
+        first.is_some_and(|first| {
+            Arc::ptr_eq(&first.tx, &queued.tx) && first.begin.is_like(&queued.begin)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let queued = mem::take(&mut self.0);
+        if !queued.is_empty() {
+            hal::task::spawn("dma-buf", run(queued));
+        }
+    }
+}
+
+async fn run(group: Vec<Queued>) {
+    let Some(tx) = group.first().map(|queued| queued.tx.clone()) else {
+        return;
+    };
+    let (mut all, mut ends, mut results) = (Vec::new(), VecDeque::new(), Vec::new());
+    for queued in group {
+        results.push(queued.begin.wait().await);
+        ends.push_back((queued.committed, queued.follows));
+        all.push(queued.work);
+    }
+    let mut parts = Vec::new();
+    for (number, work) in all.iter().enumerate() {
+        if results[number].is_ok() {
+            work.add_parts(number, &mut parts);
+        }
+    }
+    let count = ends.len();
+    let mut rest = &parts[..];
+    loop {
+        // Those that have nothing left end.
+        let open = rest.first().map_or(count, |part| part.number);
+        while count - ends.len() < open {
+            let result = results[count - ends.len()];
+            if let Some((committed, follows)) = ends.pop_front() {
+                end(committed, follows, result);
+            }
+        }
+        if rest.is_empty() {
+            return;
+        }
+        rest = step(&tx, rest, &mut results).await;
+    }
+}
+
+/// Ends a transfer, with the error of what it follows where that has one.
+fn end(committed: Committed, follows: Option<Fence>, result: Result<(), FenceError>) {
+    let Some(first) = follows else {
+        return committed.signal(result);
+    };
+    if let Some(before) = first.result() {
+        return committed.signal(before.and(result));
+    }
+    hal::task::spawn("dma-buf", async move {
+        let before = first.wait().await;
+        committed.signal(before.and(result));
+    });
 }
 
 impl IntoFuture for Transfer {
@@ -146,8 +351,15 @@ impl Pipeline {
     /// Queues all stages, and gives their fences. Where one is refused those before it stay queued.
     pub async fn submit(self) -> Result<Vec<Fence>, BufError> {
         let mut fences = Vec::with_capacity(self.stages.len());
+        let mut group = Group(Vec::new());
         for stage in self.stages {
-            fences.push(stage.submit().await?);
+            let queued = stage.queue().await?;
+            fences.push(queued.committed.fence().clone());
+            if group.suits(&queued) {
+                group.0.push(queued);
+            } else {
+                group = Group::from(queued);
+            }
         }
         Ok(fences)
     }
@@ -174,42 +386,76 @@ fn check(buf: &DmaBuf, range: &Range<usize>) -> Result<(), BufError> {
     inside.then_some(()).ok_or(BufError::Range)
 }
 
-/// A copy between one chunk and another.
-struct Piece {
+/// What one operation does: it writes bytes of one chunk.
+struct Part<'a> {
+    /// Of which transfer it is.
+    number: usize,
+    /// A chunk is written once in a round.
+    round: usize,
+    dst: &'a Pages,
     to: Stretch,
-    from: Stretch,
+    from: Origin<'a>,
+}
+
+enum Origin<'a> {
+    Chunk(&'a Pages, Stretch),
+    Value(u8),
+}
+
+impl Work {
+    fn add_parts<'a>(&'a self, number: usize, parts: &mut Vec<Part<'a>>) {
+        let (dst, to) = (&self.dst.inner.pages, self.to.clone());
+        match &self.bytes {
+            Bytes::Of(src, at) => {
+                let from = *at..*at + to.len();
+                parts.extend(copies(number, dst, to, &src.inner.pages, from));
+            }
+            Bytes::Value(value) => {
+                let fill = |to| Part {
+                    number,
+                    round: 0,
+                    dst,
+                    to,
+                    from: Origin::Value(*value),
+                };
+                parts.extend(dst.stretches(to).into_iter().map(fill));
+            }
+        }
+    }
 }
 
 /// Cuts a copy where either side's chunks end, into rounds in which each chunk is written once.
-fn rounds(to: Vec<Stretch>, from: Vec<Stretch>) -> Vec<Vec<Piece>> {
-    let mut rounds: Vec<Vec<Piece>> = Vec::new();
-    let (mut to, mut from) = (to.into_iter(), from.into_iter());
-    let (mut dst, mut src) = (to.next(), from.next());
-    let (mut round, mut chunk) = (0, None);
-    while let (Some(into), Some(out)) = (&mut dst, &mut src) {
-        let len = into.bytes.len().min(out.bytes.len());
-        let piece = Piece {
-            to: into.split_off(len),
-            from: out.split_off(len),
-        };
-        round = if chunk == Some(piece.to.chunk) {
-            round + 1
-        } else {
-            0
-        };
-        chunk = Some(piece.to.chunk);
-        if rounds.len() == round {
-            rounds.push(Vec::new());
+fn copies<'a>(
+    number: usize,
+    dst: &'a Pages,
+    to: Range<usize>,
+    src: &'a Pages,
+    from: Range<usize>,
+) -> Vec<Part<'a>> {
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    let mut to = dst.stretches(to).into_iter();
+    let mut from = src.stretches(from).into_iter();
+    let (mut into, mut out) = (to.next(), from.next());
+    while let (Some(write), Some(read)) = (&mut into, &mut out) {
+        let len = write.bytes.len().min(read.bytes.len());
+        let (to_now, from_now) = (write.split_off(len), read.split_off(len));
+        let again = parts.last().filter(|last| last.to.chunk == to_now.chunk);
+        parts.push(Part {
+            number,
+            round: again.map_or(0, |last| last.round + 1),
+            dst,
+            to: to_now,
+            from: Origin::Chunk(src, from_now),
+        });
+        if write.bytes.is_empty() {
+            into = to.next();
         }
-        rounds[round].push(piece);
-        if into.bytes.is_empty() {
-            dst = to.next();
-        }
-        if out.bytes.is_empty() {
-            src = from.next();
+        if read.bytes.is_empty() {
+            out = from.next();
         }
     }
-    rounds
+    parts.sort_by_key(|part| part.round);
+    parts
 }
 
 /// Copies between chunks; the first error counts. Where there is one, what was to be written is
@@ -221,70 +467,99 @@ pub(crate) async fn copy_pages(
     src: &Pages,
     from: Range<usize>,
 ) -> Result<(), FenceError> {
-    let to = dst.stretches(to..to + from.len());
-    for round in rounds(to, src.stretches(from)) {
-        for pieces in round.chunks(BATCH) {
-            copy_batch(tx, dst, src, pieces).await?;
-        }
+    let parts = copies(0, dst, to..to + from.len(), src, from);
+    let (mut rest, mut result) = (&parts[..], [Ok(())]);
+    while !rest.is_empty() {
+        rest = step(tx, rest, &mut result).await;
     }
-    Ok(())
+    result[0]
 }
 
-async fn copy_batch(
+/// Makes as many of `parts` as go together, those of transfers that have failed apart, and gives the
+/// rest. What transfers have come to is in `results`, by their numbers.
+async fn step<'p, 'a>(
     tx: &AsyncTx,
-    dst: &Pages,
-    src: &Pages,
-    pieces: &[Piece],
-) -> Result<(), FenceError> {
-    let mut batch: Vec<(usize, Sent<Memcpy>)> = Vec::with_capacity(pieces.len());
-    let mut result = Ok(());
-    for (at, piece) in pieces.iter().enumerate() {
-        let sent = match borrow(dst, src, piece) {
-            Ok((to, from)) => tx.memcpy(to, from, in_batch(at + 1 == pieces.len())).await,
-            Err(error) => {
-                result = Err(error);
-                break;
-            }
-        };
-        match sent {
-            Ok(sent) => batch.push((piece.to.chunk, sent)),
-            Err(error) => {
-                dst.put(piece.to.chunk, error.buffers.0.into_memory());
-                result = Err(FenceError::Gone);
-                break;
+    parts: &'p [Part<'a>],
+    results: &mut [Result<(), FenceError>],
+) -> &'p [Part<'a>] {
+    let goes_on =
+        |pair: &[Part<'a>]| pair[0].number != pair[1].number || pair[0].round == pair[1].round;
+    let together = 1 + parts.windows(2).take_while(|pair| goes_on(pair)).count();
+    let (now, rest) = parts.split_at(together.min(BATCH).min(parts.len()));
+    let mut batch: Vec<(&Part<'a>, Sending)> = Vec::with_capacity(now.len());
+    for (at, part) in now.iter().enumerate() {
+        if results[part.number].is_ok() {
+            match send(tx, part, in_batch(at + 1 == now.len())).await {
+                Ok(sending) => batch.push((part, sending)),
+                Err(error) => results[part.number] = Err(error),
             }
         }
     }
-    for (chunk, finished) in ended(batch).await {
-        let one = match finished {
-            Finished {
-                buffers: Some((to, _)),
-                result: Ok(()),
-            } => Ok(to.into_memory()),
-            // As everywhere, what an engine fails another or the CPU does.
-            Finished {
-                buffers: Some((to, from)),
-                ..
-            } => match tx.copy(to, from).await {
-                Ok(copied) => Ok(copied.dst.into_memory()),
-                Err(CopyError::Refused(_, to, _)) => {
-                    result = result.and(Err(FenceError::Gone));
-                    Ok(to.into_memory())
-                }
-                Err(CopyError::Failed(error)) => Err(error),
-            },
-            Finished { result, .. } => Err(result.err().unwrap_or(FenceError::Gone)),
+    has_ended(&batch).await;
+    for (part, sending) in batch {
+        let (memory, one) = match sending {
+            Sending::Copy(sent) => copied(tx, sent.submitted.finish().await).await,
+            Sending::Fill(sent, value) => filled(sent.submitted.finish().await, value),
         };
-        result = result.and(settle(dst, chunk, one));
+        match memory {
+            Some(memory) => part.dst.put(part.to.chunk, memory),
+            None => part.dst.lose(part.to.chunk),
+        }
+        let result = &mut results[part.number];
+        *result = result.and(one);
     }
-    result
+    rest
 }
 
-/// Takes what a piece needs.
-fn borrow(dst: &Pages, src: &Pages, piece: &Piece) -> Result<(Destination, Source), FenceError> {
-    let from = src.share(piece.from.chunk).map_err(failed)?;
-    let from = Source::new(from, piece.from.bytes.clone()).ok_or(FenceError::Map)?;
-    Ok((lend(dst, &piece.to)?, from))
+/// An operation under way.
+enum Sending {
+    Copy(Sent<Memcpy>),
+    Fill(Sent<Memset>, u8),
+}
+
+impl Sending {
+    fn via(&self) -> &DmaChan {
+        match self {
+            Self::Copy(sent) => &sent.via,
+            Self::Fill(sent, _) => &sent.via,
+        }
+    }
+
+    fn fence(&self) -> &Fence {
+        match self {
+            Self::Copy(sent) => sent.submitted.fence(),
+            Self::Fill(sent, _) => sent.submitted.fence(),
+        }
+    }
+
+    fn issue(&self) {
+        match self {
+            Self::Copy(sent) => sent.issue(),
+            Self::Fill(sent, _) => sent.issue(),
+        }
+    }
+}
+
+/// Takes what a part needs, and has it submitted.
+async fn send(tx: &AsyncTx, part: &Part<'_>, flags: Flags) -> Result<Sending, FenceError> {
+    let refused = |to: Destination| {
+        part.dst.put(part.to.chunk, to.into_memory());
+        FenceError::Gone
+    };
+    match &part.from {
+        Origin::Chunk(src, stretch) => {
+            let from = src.share(stretch.chunk).map_err(failed)?;
+            let from = Source::new(from, stretch.bytes.clone()).ok_or(FenceError::Map)?;
+            let sent = tx.memcpy(lend(part.dst, &part.to)?, from, flags).await;
+            let sent = sent.map_err(|error| refused(error.buffers.0))?;
+            Ok(Sending::Copy(sent))
+        }
+        Origin::Value(value) => {
+            let sent = tx.memset(lend(part.dst, &part.to)?, *value, flags).await;
+            let sent = sent.map_err(|error| refused(error.buffers))?;
+            Ok(Sending::Fill(sent, *value))
+        }
+    }
 }
 
 fn lend(dst: &Pages, to: &Stretch) -> Result<Destination, FenceError> {
@@ -295,49 +570,6 @@ fn lend(dst: &Pages, to: &Stretch) -> Result<Destination, FenceError> {
     })
 }
 
-async fn fill_pages(
-    tx: &AsyncTx,
-    dst: &Pages,
-    to: Range<usize>,
-    value: u8,
-) -> Result<(), FenceError> {
-    let mut result = Ok(());
-    for pieces in dst.stretches(to).chunks(BATCH) {
-        let mut batch: Vec<(usize, Sent<Memset>)> = Vec::with_capacity(pieces.len());
-        for (at, to) in pieces.iter().enumerate() {
-            let sent = match lend(dst, to) {
-                Ok(to) => tx.memset(to, value, in_batch(at + 1 == pieces.len())).await,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            };
-            match sent {
-                Ok(sent) => batch.push((to.chunk, sent)),
-                Err(error) => {
-                    dst.put(to.chunk, error.buffers.into_memory());
-                    result = Err(FenceError::Gone);
-                    break;
-                }
-            }
-        }
-        for (chunk, finished) in ended(batch).await {
-            let one = match (finished.buffers, finished.result) {
-                (Some(mut to), result) => {
-                    if result.is_err() {
-                        to.bytes_mut().fill(value);
-                    }
-                    Ok(to.into_memory())
-                }
-                (None, result) => Err(result.err().unwrap_or(FenceError::Gone)),
-            };
-            result = result.and(settle(dst, chunk, one));
-        }
-        result?;
-    }
-    Ok(())
-}
-
 /// The last operation of a batch rings for all, and interrupts for all.
 fn in_batch(last: bool) -> Flags {
     if last { Flags::INTERRUPT } else { Flags::MORE }
@@ -345,33 +577,48 @@ fn in_batch(last: bool) -> Flags {
 
 /// Waits for the end of a batch. What went to another channel than the last, which interrupts, is
 /// polled for.
-async fn ended<K: Kind>(batch: Vec<(usize, Sent<K>)>) -> Vec<(usize, Finished<K>)> {
-    let mut all = Vec::with_capacity(batch.len());
-    let last = batch.last().map(|(_, sent)| sent.via.clone());
+async fn has_ended(batch: &[(&Part<'_>, Sending)]) {
     // Where another channel took the last one, or there was none, nobody has rung for these.
-    let together = |a: &(usize, Sent<K>), b: &(usize, Sent<K>)| a.1.via.name() == b.1.via.name();
+    let together = |a: &(_, Sending), b: &(_, Sending)| a.1.via().name() == b.1.via().name();
     let runs = batch.chunk_by(together);
     runs.for_each(|run| run[0].1.issue());
-    for (chunk, sent) in batch {
-        let (fence, via) = (sent.submitted.fence(), &sent.via);
-        let followed = last.as_ref().is_some_and(|last| last.name() == via.name());
+    // It is behind all others of its ring: who waits for it is woken once.
+    let Some((_, last)) = batch.last() else {
+        return;
+    };
+    let _ = last.fence().wait().await;
+    for (_, sending) in batch {
+        let (fence, via) = (sending.fence(), sending.via());
+        let followed = last.via().name() == via.name();
         while !followed && via.poll_for(fence, LOOK).await.is_err() {}
-        all.push((chunk, sent.submitted.finish().await));
     }
-    all
 }
 
-/// Takes a chunk back, or does without what a device may still write.
-fn settle(dst: &Pages, chunk: usize, one: Result<Memory, FenceError>) -> Result<(), FenceError> {
-    match one {
-        Ok(memory) => {
-            dst.put(chunk, memory);
-            Ok(())
+/// What came of an operation: the chunk, unless a device may still write it.
+type Back = (Option<Memory>, Result<(), FenceError>);
+
+/// As everywhere, what an engine fails another or the CPU does.
+async fn copied(tx: &AsyncTx, finished: Finished<Memcpy>) -> Back {
+    match (finished.buffers, finished.result) {
+        (Some((to, from)), Err(_)) => match tx.copy(to, from).await {
+            Ok(copied) => (Some(copied.dst.into_memory()), Ok(())),
+            Err(CopyError::Refused(_, to, _)) => (Some(to.into_memory()), Err(FenceError::Gone)),
+            Err(CopyError::Failed(error)) => (None, Err(error)),
+        },
+        (Some((to, _)), Ok(())) => (Some(to.into_memory()), Ok(())),
+        (None, result) => (None, result.and(Err(FenceError::Gone))),
+    }
+}
+
+fn filled(finished: Finished<Memset>, value: u8) -> Back {
+    match (finished.buffers, finished.result) {
+        (Some(mut to), result) => {
+            if result.is_err() {
+                to.bytes_mut().fill(value);
+            }
+            (Some(to.into_memory()), Ok(()))
         }
-        Err(error) => {
-            dst.lose(chunk);
-            Err(error)
-        }
+        (None, result) => (None, result.and(Err(FenceError::Gone))),
     }
 }
 

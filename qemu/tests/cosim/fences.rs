@@ -1,7 +1,11 @@
 //! Fences of operations: who waits for them, and what that costs the engine.
 
+use std::future::IntoFuture;
+use std::sync::Arc;
+
+use dma_buf::{DmaBuf, Pipeline, copy, fill};
 use dma_fence::Fence;
-use dmaengine::{Channel, Flags, Memcpy, Submitted};
+use dmaengine::{AsyncTx, Channel, Client, Flags, Memcpy, Submitted};
 use hal::host::block_on;
 use ioat::Options;
 use ioat_model::{EngineConfig, Irq};
@@ -100,6 +104,38 @@ fn s4_37_dependencies_on_one_channel_need_no_cpu() {
         assert_eq!(after.doorbells - before.doorbells, 1);
         assert_eq!(after.descriptors - before.descriptors, 32);
         block_on(channel.release());
+        driven.remove();
+    }
+}
+
+/// Copies of copies between buffers that others may use as well: what the CPU does in between is nothing.
+#[test]
+fn s4_37_a_chain_of_shared_buffers_on_one_channel_costs_one_interrupt() {
+    const COPIES: u64 = 32;
+    for irq in [Irq::Msi, Irq::MsiX, Irq::Intx] {
+        let driven = Driven::new(config(CbVer::V3_2, irq), Options::default());
+        let (client, chan) = (Client::new("chain"), driven.chan(0));
+        let tx = block_on(AsyncTx::new(&driven.rig.registry, &client, Some(&chan)));
+        let tx = Arc::new(tx.unwrap());
+        let list: Vec<_> = (0..=COPIES).map(|_| DmaBuf::new(4096).unwrap()).collect();
+        block_on(fill(&tx, &list[0], 0xa5).into_future()).unwrap();
+        let mut chain = Pipeline::new();
+        for pair in list.windows(2) {
+            chain = chain.then(copy(&tx, &pair[1], &pair[0]));
+        }
+        let before = driven.rig.engine.statistics();
+        let fences = block_on(chain.submit()).unwrap();
+        assert_eq!(block_on(fences[COPIES as usize - 1].wait()), Ok(()));
+        let after = driven.rig.engine.statistics();
+        // None where the host starves the engine's interrupt, and the watchdog was first.
+        assert!(after.interrupts - before.interrupts <= 1, "{irq:?}");
+        assert_eq!(after.doorbells - before.doorbells, 1, "{irq:?}");
+        assert_eq!(after.descriptors - before.descriptors, COPIES, "{irq:?}");
+        for buf in &list {
+            let read = block_on(buf.begin_cpu_read()).unwrap();
+            assert!(read.chunks().flatten().all(|byte| *byte == 0xa5));
+        }
+        drop(tx);
         driven.remove();
     }
 }

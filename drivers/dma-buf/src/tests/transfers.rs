@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::vec::Vec;
 
-use dma_fence::FenceError;
+use dma_fence::{Fence, FenceError};
 use hal::dma::PAGE;
 use hal::host::block_on;
 use hal::time::Duration;
@@ -122,6 +122,111 @@ fn stages_wait_for_what_they_need_and_no_more() {
     assert_eq!(bytes(&c), Ok(std::vec![1; LEN]));
 }
 
+/// A buffer with other bytes everywhere.
+fn noise() -> (DmaBuf, Vec<u8>) {
+    let buf = buf();
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at * 31 + at / 256) as u8).collect();
+    let mut write = block_on(buf.begin_cpu_write()).unwrap();
+    write.write(0, &bytes).unwrap();
+    drop(write);
+    (buf, bytes)
+}
+
+#[test]
+fn s4_37_a_chain_on_one_channel_is_in_its_ring_before_any_of_it_has_ended() {
+    let engine = Engine::held();
+    let bench = Bench::new(&[&engine]);
+    let (a, expected) = noise();
+    let [b, c, d] = core::array::from_fn(|_| buf());
+    let chain = [(&b, &a), (&c, &b), (&d, &c)];
+    let fences = chain.map(|(to, from)| block_on(copy(&bench.tx, to, from).submit()).unwrap());
+    while engine.issued() < 3 * CHUNKS {
+        thread::yield_now();
+    }
+    assert!(!fences.iter().any(Fence::is_signalled));
+    // Who would change what all of them read waits for the last of them.
+    let over = block_on(fill(&bench.tx, &a, 9).submit()).unwrap();
+    engine.let_go();
+    assert_eq!(block_on(over.wait()), Ok(()));
+    assert!(fences.iter().all(Fence::is_signalled));
+    for buf in [&b, &c, &d] {
+        assert_eq!(bytes(buf).as_ref(), Ok(&expected));
+    }
+}
+
+#[test]
+fn s4_37_a_pipeline_on_one_channel_rings_once() {
+    const STAGES: usize = 16;
+    let engine = Engine::held();
+    let bench = Bench::new(&[&engine]);
+    let list: Vec<_> = (0..=STAGES).map(|_| DmaBuf::new(10).unwrap()).collect();
+    let mut pipeline = Pipeline::new().then(fill(&bench.tx, &list[0], 7));
+    for pair in list.windows(2) {
+        pipeline = pipeline.then(copy(&bench.tx, &pair[1], &pair[0]));
+    }
+    let fences = block_on(pipeline.submit()).unwrap();
+    while engine.issued() <= STAGES {
+        thread::yield_now();
+    }
+    assert_eq!((engine.rings(), engine.done()), (1, 0));
+    engine.let_go();
+    assert_eq!(block_on(fences[STAGES].wait()), Ok(()));
+    assert!(fences.iter().all(Fence::is_signalled));
+    assert_eq!(bytes(&list[STAGES]), Ok(std::vec![7; 10]));
+}
+
+#[test]
+fn s4_37_what_a_transfer_cannot_follow_it_waits_for() {
+    let (engine, other) = (Engine::held(), Engine::held());
+    let bench = Bench::new(&[&engine, &other]);
+    let (elsewhere, tx) = (bench.by(1), &bench.tx);
+    let [a, b, c] = core::array::from_fn(|_| buf());
+    let follows = |transfer: crate::Transfer| block_on(transfer.queue()).unwrap().follows;
+    let first = block_on(copy(tx, &b, &a).submit()).unwrap();
+    let found = follows(copy(tx, &c, &b)).unwrap();
+    assert!(found.is_same(&first));
+    assert!(follows(copy(&elsewhere, &c, &b)).is_none(), "another way");
+    // It would read what it writes.
+    assert!(follows(copy(tx, &a, &b)).is_none());
+    // That has queued a writer of what is read on the way to `b`.
+    assert!(follows(copy(tx, &c, &b)).is_none(), "changed since");
+    let part = block_on(fill_range(tx, &c, 0..10, 1).submit()).unwrap();
+    let found = follows(copy_range(tx, &b, 0, &c, 3..10)).unwrap();
+    assert!(found.is_same(&part));
+    let beyond = block_on(fill_range(tx, &c, 0..10, 1).submit()).unwrap();
+    assert!(follows(copy_range(tx, &b, 0, &c, 3..11)).is_none());
+    engine.let_go();
+    other.let_go();
+    assert_eq!(block_on(beyond.wait()), Ok(()));
+    assert!(follows(copy(tx, &b, &c)).is_none(), "nothing is on its way");
+}
+
+#[test]
+fn s4_37_who_follows_ends_after_the_first_and_with_its_error() {
+    let engine = Engine::held();
+    let bench = Bench::new(&[&engine]);
+    let (a, expected) = noise();
+    let (b, c) = (buf(), buf());
+    // A reader keeps the first from its beginning, and not the second.
+    let reader = block_on(b.begin_cpu_read()).unwrap();
+    let fences = [(&b, &a), (&c, &b)];
+    let fences = fences.map(|(to, from)| block_on(copy(&bench.tx, to, from).submit()).unwrap());
+    while engine.issued() < CHUNKS {
+        thread::yield_now();
+    }
+    engine.finish();
+    assert_eq!(engine.done(), CHUNKS);
+    assert!(!fences[1].is_signalled(), "before the first");
+    engine.fail(FenceError::Gone);
+    engine.expose();
+    engine.let_go();
+    drop(reader);
+    let gone = Err(FenceError::Gone);
+    assert_eq!(fences.map(|fence| block_on(fence.wait())), [gone, gone]);
+    assert_eq!(bytes(&c), Err(BufError::Failed(FenceError::Gone)));
+    assert_eq!(bytes(&a), Ok(expected), "the source is whole");
+}
+
 #[test]
 fn what_an_engine_fails_is_done_all_the_same() {
     let engine = Engine::eager();
@@ -146,7 +251,8 @@ fn an_engine_that_leaves_in_the_middle_is_not_missed() {
         .then(copy(&bench.tx, &b, &a))
         .then(copy(&bench.tx, &c, &b));
     let fences = block_on(pipeline.submit()).unwrap();
-    while engine.issued() < CHUNKS {
+    // All of it is in the ring.
+    while engine.issued() < 3 * CHUNKS {
         thread::yield_now();
     }
     let removal = block_on(
@@ -154,7 +260,8 @@ fn an_engine_that_leaves_in_the_middle_is_not_missed() {
             .registry
             .unregister(&bench.devices[0], Duration::from_millis(5)),
     );
-    assert_eq!((removal.by_cpu, removal.lost), (CHUNKS, 0));
+    assert_eq!((removal.by_cpu, removal.lost), (3 * CHUNKS, 0));
+    assert_eq!(bytes(&b), Ok(std::vec![4; LEN]));
     assert_eq!(block_on(fences[2].wait()), Ok(()));
     assert_eq!(bytes(&c), Ok(std::vec![4; LEN]));
 }
@@ -203,8 +310,11 @@ proptest! {
     fn transfers_do_what_slices_do(
         steps in proptest::collection::vec(step(), 1..12),
         chunks in (1usize..4, 1usize..4),
+        held in any::<bool>(),
     ) {
-        let bench = Bench::new(&[&Engine::eager()]);
+        // Held, all are queued before any has ended.
+        let engine = if held { Engine::held() } else { Engine::eager() };
+        let bench = Bench::new(&[&engine]);
         let export = |pages: usize| DmaBuf::export(Arc::new(Chunked(pages * PAGE)), LEN).unwrap();
         let (mut a, mut b) = (export(chunks.0), export(chunks.1));
         let (mut x, mut y) = (std::vec![0u8; LEN], std::vec![0u8; LEN]);
@@ -228,6 +338,7 @@ proptest! {
                 }
             }
         }
+        engine.let_go();
         prop_assert_eq!(bytes(&a), Ok(x));
         prop_assert_eq!(bytes(&b), Ok(y));
     }
