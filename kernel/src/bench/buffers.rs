@@ -145,15 +145,18 @@ fn allocations() -> isize {
 }
 
 impl Quarrel {
-    /// Reserves `set` buffers, which are others `at` each time, and publishes `fence`.
+    /// Reserves `set` buffers, which are others `at` each time, publishes `fence`, and signals it once
+    /// those before it have been: who signals earlier has a task do it then.
     async fn ticket(&self, set: usize, at: usize, fence: (Signaler, Fence)) -> Result<(), String> {
         let buffers = (0..set).map(|n| &self.list[(at * 5 + n * 7) % BUFFERS]);
         let uses = buffers.map(|resv| (resv, Usage::Write));
         let reserved = self.manager.reserve("bench", uses).await;
         let reserved = reserved.map_err(|error| error.to_string())?;
         let waited = reserved.queue_waits().map_err(|error| error.to_string())?;
-        waited.commit(fence).signal(Ok(()));
-        Ok(())
+        let committed = waited.commit(fence);
+        let before = committed.wait().await;
+        committed.signal(before);
+        before.map_err(|error| error.to_string())
     }
 }
 
