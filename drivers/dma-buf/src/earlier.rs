@@ -81,7 +81,8 @@ impl Earlier {
         self.fences().all(Fence::is_signalled)
     }
 
-    /// Waits for all of them, and tells the first error in what the use reads. Cancel-safe.
+    /// Waits for all of them, and tells the first error in what the use reads. Cancel-safe. It listens
+    /// to one after the other, which ends no later than listening to all, and takes no memory.
     pub async fn wait(&self) -> Result<(), FenceError> {
         for fence in self.fences() {
             let _ = fence.wait().await;

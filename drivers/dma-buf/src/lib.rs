@@ -14,8 +14,8 @@
 //! A ticket borrows what it reserves, and ends with the task's wait: nothing is freed while it is
 //! reserved. All of this runs in task context; waits are futures, and dropping one leaves nothing
 //! behind. Lock order: manager → reservation; a buffer's chunks and its attachments have locks of
-//! their own, inside which no other is taken. Up to 16 objects are reserved and committed without
-//! allocating.
+//! their own, inside which no other is taken. Up to 16 objects are reserved, waited for and committed
+//! without allocating; but who signals before what his fence replaces has been leaves that to a task.
 //!
 //! Names and rules follow Linux's dma-buf and dma-resv (Documentation/driver-api/dma-buf.rst) and
 //! the proposal and review of 2012 that they grew from.

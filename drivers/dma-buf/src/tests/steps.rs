@@ -1,5 +1,7 @@
 //! From a list to a published fence: private objects, one call, no allocation.
 
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
 use std::vec::Vec;
 
 use hal::host::{CountingHeap, block_on};
@@ -85,12 +87,55 @@ fn reserving_and_committing_do_not_allocate() {
     }
 }
 
+/// Whoever is the first to wait for a ticket in its place on the list makes room for that.
+#[test]
+fn waiting_does_not_allocate() {
+    let manager = manager();
+    let list = resvs(&manager, 4);
+    let all = || list.iter().map(|resv| (resv, Usage::Write));
+    for round in 0..6 {
+        let (first_fence, second_fence) = (fence(), fence());
+        let before = CountingHeap::count();
+        // For the whole of an older ticket.
+        let mut older = manager.try_ticket("older").unwrap();
+        older.extend(all());
+        let held = older.try_reserve().unwrap();
+        let mut younger = pin!(manager.reserve("younger", all()));
+        assert!(poll_once(younger.as_mut()).is_none());
+        let first = held.queue_waits().unwrap().commit(first_fence);
+        let held = poll_once(younger).unwrap().unwrap();
+        // For the earlier work.
+        let second = held.queue_waits().unwrap().commit(second_fence);
+        {
+            let mut work = pin!(second.wait());
+            assert!(poll_once(work.as_mut()).is_none());
+            first.signal(Ok(()));
+            assert_eq!(poll_once(work), Some(Ok(())));
+        }
+        second.signal(Ok(()));
+        // For a younger ticket to let go.
+        let mut older = manager.try_ticket("older").unwrap();
+        older.extend(all());
+        let mut younger = manager.try_ticket("younger").unwrap();
+        younger.add(&list[3], Usage::Write);
+        let held = younger.try_reserve().unwrap();
+        let mut older = pin!(older.reserve());
+        assert!(poll_once(older.as_mut()).is_none());
+        held.back_off();
+        drop(poll_once(older).unwrap().unwrap());
+        let allocated = CountingHeap::count() - before;
+        assert!(round < 3 || allocated == 0, "{allocated} blocks");
+    }
+}
+
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
 /// Of what nobody else reserves, which is never pending.
 fn block_on_without_allocating<T>(future: impl Future<Output = T>) -> T {
-    let mut future = core::pin::pin!(future);
-    let mut cx = core::task::Context::from_waker(core::task::Waker::noop());
-    match future.as_mut().poll(&mut cx) {
-        core::task::Poll::Ready(value) => value,
-        core::task::Poll::Pending => panic!("somebody else has it"),
-    }
+    poll_once(pin!(future)).expect("somebody else has it")
 }
