@@ -55,6 +55,17 @@ impl Engines {
         args.extend(["--cbver".into(), settings.cbver.clone()]);
         args.extend(["--irq".into(), settings.irq.name().into()]);
         args.extend(["--stats".into(), text(self.run_dir.engine_stats(engine))]);
+        // Each knows of the next what that may reach, where one is to go astray there.
+        let iovas = |engine| text(self.run_dir.engine_iovas(engine));
+        if settings
+            .faults
+            .iter()
+            .any(|(_, spec)| spec.contains(":foreign"))
+        {
+            args.extend(["--iovas".into(), iovas(engine)]);
+            let next = (engine + 1) % settings.engines;
+            args.extend(["--foreign".into(), iovas(next)]);
+        }
         for fault in settings.faults_of(engine) {
             args.extend(["--fault".into(), fault.into()]);
         }
@@ -267,5 +278,16 @@ mod tests {
              --stats build/run/ioat1.json --fault hang@5"
         );
         assert!(!engines.shell_line(0).contains("--fault"));
+        let settings = Settings {
+            faults: vec![(Some(1), "stray@1:foreign".into())],
+            ..settings
+        };
+        let spawner = Spawner::new("longshore-qemu");
+        let engines = Engines::new(spawner, Path::new("build/ioat-model"), &settings, &run_dir);
+        let lines = [0, 1].map(|engine| engines.shell_line(engine));
+        assert!(
+            lines[0].ends_with("--iovas build/run/ioat0.iovas --foreign build/run/ioat1.iovas")
+        );
+        assert!(lines[1].contains("--iovas build/run/ioat1.iovas --foreign build/run/ioat0.iovas"));
     }
 }

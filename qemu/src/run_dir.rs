@@ -38,7 +38,7 @@ impl RunDir {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if [".sock", ".json", ".log"]
+            if [".sock", ".json", ".log", ".iovas"]
                 .iter()
                 .any(|end| name.ends_with(end))
             {
@@ -57,6 +57,11 @@ impl RunDir {
     /// An engine's statistics.
     pub fn engine_stats(&self, engine: u32) -> PathBuf {
         self.path.join(format!("ioat{engine}.json"))
+    }
+
+    /// What an engine may reach, where others want to know.
+    pub fn engine_iovas(&self, engine: u32) -> PathBuf {
+        self.path.join(format!("ioat{engine}.iovas"))
     }
 
     /// What an engine says.

@@ -217,6 +217,21 @@ fn copies_cost_no_mmio_reads() {
 
 /// 10,000 random copies, 1 byte to 4 MiB, offsets and lengths to the byte; dmatest compares every
 /// byte of each destination and its neighbours.
+/// Every access of the first engine, descriptors and completion words among them, is a message that
+/// QEMU carries out.
+#[test]
+fn an_engine_that_maps_nothing_copies_by_messages() {
+    let command = "dmatest channel=dma0chan0 iterations=50 test_buf_size=16384";
+    let ended = bench().run(
+        &format!("{command}; audit"),
+        &[("FAULT", "ioat0:dma=messages")],
+    );
+    ended.expect_success();
+    all_passed(&ended, command, "dma0chan0", 50);
+    nothing_leaked(&ended);
+    assert!(ended.stats(0).get("completions") >= 50, "{}", ended.all());
+}
+
 #[test]
 fn ten_thousand_random_copies_without_a_difference() {
     let small = "dmatest channel=dma0chan0 iterations=9100 test_buf_size=4096 alignment=0";

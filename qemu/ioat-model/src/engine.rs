@@ -1,5 +1,6 @@
 //! The engine as its embedding sees it: one PCI function.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -13,9 +14,10 @@ use crate::config_space;
 use crate::execute::Limits;
 use crate::fault::{Fault, Plan};
 use crate::function::Function;
-use crate::memory::{GuestMemory, InterruptSink};
+use crate::memory::{GuestMemory, InterruptSink, Requests};
 use crate::options::{BadConfig, EngineConfig};
 use crate::statistics::{Counters, Statistics, add};
+use crate::strays::{Stray, StrayCount, Strays};
 use crate::worker;
 
 /// What the embedding and the channels' threads share.
@@ -23,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) config: EngineConfig,
     pub(crate) limits: Limits,
     pub(crate) plan: Plan,
+    pub(crate) strays: Option<Arc<Strays>>,
     pub(crate) memory: Arc<dyn GuestMemory>,
     pub(crate) counters: Arc<Counters>,
     channels: Vec<Channel>,
@@ -74,6 +77,9 @@ impl Shared {
 
     fn stop(&self) {
         self.gone.store(true, Ordering::Relaxed);
+        if let Some(strays) = &self.strays {
+            strays.end();
+        }
         for channel in &self.channels {
             channel.stop.store(true, Ordering::Relaxed);
         }
@@ -102,6 +108,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             limits: limits(&config),
             plan: Plan::new(&config.faults),
+            strays: Strays::new(ordered_strays(&config.faults), memory.clone()),
             function: Mutex::new(Function::new(&config, sink, counters.clone())),
             channels: (0..channels).map(|n| Channel::new(n, channels)).collect(),
             config,
@@ -127,6 +134,11 @@ impl Engine {
                 .spawn(move || worker::run(&shared, &shared.channels[n]))
                 .map_err(|_| BadConfig("no thread for a channel"))?;
             engine.threads().push(thread);
+        }
+        if let Some(strays) = &engine.shared.strays {
+            let threads = strays.start();
+            let threads = threads.map_err(|_| BadConfig("no thread for a stray"))?;
+            engine.threads().extend(threads);
         }
         Ok(engine)
     }
@@ -191,6 +203,7 @@ impl Engine {
         self.shared.dma.store(dma, Ordering::Relaxed);
         function.deliver();
         drop(function);
+        self.learn(|strays| strays.set_bus_master(dma));
         if flr {
             self.power_on(false);
         } else if dma {
@@ -226,6 +239,53 @@ impl Engine {
         (!self.shared.is_frozen()).then_some(self.shared.plan.late)
     }
 
+    /// The engine may reach this memory from here on. To be told before it does, and needed for strays
+    /// alone, as are the following.
+    pub fn announce(&self, range: Range<u64>) {
+        self.learn(|strays| strays.learn(|targets| targets.announce(range)));
+    }
+
+    /// The engine does not reach this memory any more.
+    pub fn withdraw(&self, range: Range<u64>) {
+        self.learn(|strays| strays.learn(|targets| targets.withdraw(range)));
+    }
+
+    /// The engine does not reach any memory any more.
+    pub fn withdraw_all(&self) {
+        self.learn(|strays| strays.learn(|targets| targets.withdraw_all()));
+    }
+
+    /// Another engine may reach these.
+    pub fn set_foreign(&self, ranges: Vec<Range<u64>>) {
+        self.learn(|strays| strays.learn(|targets| targets.set_foreign(ranges)));
+    }
+
+    /// Who carries out accesses for the engine.
+    pub fn set_requests(&self, requests: Arc<dyn Requests>) {
+        self.learn(|strays| strays.set_requests(requests));
+    }
+
+    /// The engine is in no slot any more. Returns once strays that are due have ended, at the latest
+    /// after `limit`.
+    pub fn unplug(&self, limit: Duration) {
+        self.learn(|strays| {
+            strays.unplug();
+            strays.finish(limit);
+        });
+    }
+
+    /// What has become of strays, for each kind that was ordered.
+    pub fn strays(&self) -> Vec<StrayCount> {
+        let strays = self.shared.strays.as_ref();
+        strays.map_or_else(Vec::new, |strays| strays.counts())
+    }
+
+    fn learn(&self, tell: impl FnOnce(&Strays)) {
+        if let Some(strays) = &self.shared.strays {
+            tell(strays);
+        }
+    }
+
     fn quiesce(&self) {
         for channel in &self.shared.channels {
             drop(channel.quiesce());
@@ -240,6 +300,9 @@ impl Engine {
     /// Ends the channels' threads and waits for them. Registers still answer.
     pub fn shutdown(&self) {
         self.shared.ending.store(true, Ordering::Relaxed);
+        if let Some(strays) = &self.shared.strays {
+            strays.end();
+        }
         for channel in &self.shared.channels {
             channel.stop.store(true, Ordering::Relaxed);
             channel.wake();
@@ -316,6 +379,14 @@ impl Drop for Engine {
 enum Place<'a> {
     Channel(&'a Channel, usize),
     Function(usize),
+}
+
+fn ordered_strays(faults: &[Fault]) -> Vec<Stray> {
+    let stray = |fault: &Fault| match *fault {
+        Fault::Stray(stray) => Some(stray),
+        _ => None,
+    };
+    faults.iter().filter_map(stray).collect()
 }
 
 fn limits(config: &EngineConfig) -> Limits {

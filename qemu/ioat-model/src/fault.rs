@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ioat_spec::ChanErr;
 
+use crate::strays::{Aim, Stray, Way};
+
 /// One fault. [`HELP`] says what each does; `N` counts data descriptors (copies and fills) of the
 /// whole engine, or interrupts, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,10 @@ pub enum Fault {
     NoReset,
     /// The connection is accepted and nothing answered. The engine itself knows nothing of it.
     Silent,
+    /// Memory is reached by requests to the client alone. The engine itself knows nothing of it.
+    Messages,
+    /// Accesses that nobody asked for.
+    Stray(Stray),
 }
 
 /// Every fault in the form that [`Fault::from_str`] takes, a line each.
@@ -62,7 +68,25 @@ late=US          every answer to a read takes US microseconds more, up to 100000
 dirty            the engine comes up as somebody left it: even channels HALTED with CHANERR and
                  CHANERR_INT set, odd ones ACTIVE and stuck, all of them IN_USE
 noreset          RESET stays set for ever and resets nothing
-silent           the connection is accepted, and no request answered";
+silent           the connection is accepted, and no request answered
+dma=messages     memory is reached by the messages DMA_READ and DMA_WRITE alone, which QEMU carries
+                 out, instead of being mapped: slow, and as its IOMMU sees it
+stray@N:AIM[:WAY[:COUNT[:US]]]
+                 from the Nth data descriptor on the engine makes COUNT accesses (10000), one every
+                 US microseconds (0), that nobody asked for, whatever the guest does with it; what
+                 they write begins with \"a stray!\". Several such orders run at once.
+                 AIM   unmapped   what was unmapped a moment ago
+                       edge       one byte before and behind each mapped window
+                       foreign    what another engine has mapped, by --foreign
+                       raw        guest memory by its physical address
+                       completed  destinations that were completed and unmapped
+                       removed    all these, but for foreign, once bus mastering is off or the slot
+                                  empty
+                       interrupt  writes to 0xfeeXX000, as messages that were never configured
+                 WAY   mapped     through the mapped files, by turns writing and reading: outside a
+                                  mapped window there is nothing to hit
+                       read       by the message DMA_READ
+                       write      by the message DMA_WRITE";
 
 /// The faults as the engine asks for them while it works.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,7 +127,9 @@ impl Plan {
                 | Fault::XferCap(_)
                 | Fault::CapabilityLoop
                 | Fault::Bar(_)
-                | Fault::Silent => {}
+                | Fault::Silent
+                | Fault::Messages
+                | Fault::Stray(_) => {}
             }
         }
         plan
@@ -141,6 +167,7 @@ fn parse(spec: &str) -> Option<Fault> {
         "dirty" => return Some(Fault::Dirty),
         "noreset" => return Some(Fault::NoReset),
         "silent" => return Some(Fault::Silent),
+        "dma=messages" => return Some(Fault::Messages),
         _ => {}
     }
     if let Some((name, value)) = spec.split_once('=') {
@@ -163,12 +190,32 @@ fn parse(spec: &str) -> Option<Fault> {
         "drop-irq" => number(value, any).map(Fault::DropIrq),
         "allones" => number(value, 0..=u64::MAX).map(Fault::AllOnes),
         "freeze" => number(value, any).map(Fault::Freeze),
+        "stray" => stray(value).map(Fault::Stray),
         "error" => {
             let (at, bit) = value.split_once(':').unwrap_or((value, "8"));
             Some(Fault::Error(number(at, any)?, number(bit, 0..=27)? as u8))
         }
         _ => None,
     }
+}
+
+/// `N:AIM[:WAY[:COUNT[:US]]]`
+fn stray(text: &str) -> Option<Stray> {
+    let mut words = text.split(':');
+    let from = number(words.next()?, 1..=u64::MAX)?;
+    let aim = Aim::named(words.next()?)?;
+    let way = words.next().map_or(Some(Way::Mapped), Way::named)?;
+    let count = words
+        .next()
+        .map_or(Some(10_000), |n| number(n, 1..=u64::MAX))?;
+    let pause_us = words.next().map_or(Some(0), |n| number(n, 0..=1_000_000))?;
+    words.next().is_none().then_some(Stray {
+        from,
+        aim,
+        way,
+        count,
+        pause_us,
+    })
 }
 
 fn number(text: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
@@ -212,6 +259,27 @@ mod tests {
             ("dirty", Fault::Dirty),
             ("noreset", Fault::NoReset),
             ("silent", Fault::Silent),
+            ("dma=messages", Fault::Messages),
+            (
+                "stray@3:edge",
+                Fault::Stray(Stray {
+                    from: 3,
+                    aim: Aim::Edge,
+                    way: Way::Mapped,
+                    count: 10_000,
+                    pause_us: 0,
+                }),
+            ),
+            (
+                "stray@1:raw:write:5:20",
+                Fault::Stray(Stray {
+                    from: 1,
+                    aim: Aim::Raw,
+                    way: Way::Write,
+                    count: 5,
+                    pause_us: 20,
+                }),
+            ),
         ];
         for (spec, fault) in examples {
             assert_eq!(spec.parse(), Ok(fault), "{spec}");
@@ -249,6 +317,15 @@ mod tests {
             "slow=1000001",
             "Dirty",
             "bar=é",
+            "dma=",
+            "stray@1",
+            "stray@0:edge",
+            "stray@1:void",
+            "stray@1:edge:walk",
+            "stray@1:edge:read:0",
+            "stray@1:edge:read:1:1000001",
+            "stray@1:edge:read:1:1:1",
+            "dma=mapped",
         ] {
             assert!(spec.parse::<Fault>().is_err(), "{spec}");
         }

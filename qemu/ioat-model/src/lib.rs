@@ -26,11 +26,13 @@ mod memory;
 mod options;
 mod registers;
 mod statistics;
+mod strays;
 mod worker;
 
 pub use engine::Engine;
 pub use execute::CHUNK;
 pub use fault::{BadFault, Fault, HELP as FAULT_HELP};
-pub use memory::{CopyError, GuestMemory, InterruptSink, MemoryError};
+pub use memory::{CopyError, GuestMemory, InterruptSink, MemoryError, Refusal, Requests};
 pub use options::{BadConfig, EngineConfig, Irq, MAX_CHANNELS};
 pub use statistics::Statistics;
+pub use strays::{Aim, PATTERN as STRAY_PATTERN, Stray, StrayCount, Way};

@@ -63,6 +63,26 @@ pub trait GuestMemory: Send + Sync {
     fn store64(&self, addr: u64, value: u64) -> Result<(), MemoryError>;
 }
 
+/// Why a request has moved nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The machine has said no, or there is none.
+    Refused,
+    /// There is no answer.
+    Unanswered,
+}
+
+/// Accesses that the machine itself carries out for the function, or refuses: its IOMMU sees them.
+///
+/// Called from threads of their own, and with no lock held, as answers take their time.
+pub trait Requests: Send + Sync {
+    /// Has `bytes.len()` bytes at `addr` read.
+    fn request_read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), Refusal>;
+
+    /// Has `bytes` written at `addr`.
+    fn request_write(&self, addr: u64, bytes: &[u8]) -> Result<(), Refusal>;
+}
+
 /// Where an engine's interrupts go.
 ///
 /// The engine calls it with its own locks held: an implementation must not call the engine back

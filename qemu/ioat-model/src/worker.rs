@@ -113,6 +113,9 @@ fn step(shared: &Shared, channel: &Channel, link: Link) -> Step {
     }
     let number =
         moves_data(&descriptor).then(|| shared.data_seen.fetch_add(1, Ordering::Relaxed) + 1);
+    if let (Some(n), Some(strays)) = (number, &shared.strays) {
+        strays.met(n);
+    }
     let outcome = match number {
         Some(n) if plan.hang == Some(n) && !shared.hung.swap(true, Ordering::Relaxed) => {
             return Step::Hung;
@@ -216,6 +219,10 @@ fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
                     control.contains(Control::COMPLETION),
                     control.contains(Control::INT_EN),
                 );
+                if let Some(strays) = shared.strays.as_ref().filter(|_| bytes > 0) {
+                    let start = descriptor.word(offset::DST);
+                    strays.learn(|targets| targets.complete(start..start.saturating_add(bytes)));
+                }
             }
             let vanish = shared.plan.all_ones;
             if number.is_some() && vanish.is_some_and(|n| n == 0 || number == Some(n) && !stopped) {

@@ -74,6 +74,7 @@ impl ServerBackend for Backend {
     ) -> io::Result<()> {
         let file = fd.is_some();
         log::debug!("dma map {address:#x}+{size:#x} {flags:?} file {file} at {offset:#x}");
+        self.engine.announce(address..address.saturating_add(size));
         let writable = flags.contains(DmaMapFlags::WRITE);
         self.ram
             .announce(address, size, writable, fd.map(|fd| (fd, offset)));
@@ -84,8 +85,10 @@ impl ServerBackend for Backend {
         log::debug!("dma unmap {address:#x}+{size:#x} {flags:?}");
         if flags.contains(DmaUnmapFlags::UNMAP_ALL) {
             self.ram.withdraw_all();
+            self.engine.withdraw_all();
         } else {
             self.ram.withdraw(address, size);
+            self.engine.withdraw(address..address.saturating_add(size));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -67,6 +67,13 @@ impl GuestRam {
     /// All ranges disappear.
     pub(crate) fn withdraw_all(&self) {
         self.write_windows().clear();
+    }
+
+    /// The ranges there are.
+    pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
+        let windows = self.read_windows();
+        let range = |(start, window): (&u64, &Window)| *start..start.saturating_add(window.len);
+        windows.iter().map(range).collect()
     }
 
     fn write_windows(&self) -> RwLockWriteGuard<'_, Windows> {

@@ -7,9 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod dma_messages;
 mod guest_ram;
 mod interrupts;
+mod neighbours;
 mod options;
+mod remote_ram;
 mod report;
 
 use std::fs;
@@ -20,16 +23,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ioat_model::{Engine, Irq};
+use ioat_model::{Engine, GuestMemory, Irq};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use vfio_user::Server;
 
 use crate::backend::Backend;
+use crate::dma_messages::interpose;
 use crate::guest_ram::GuestRam;
 use crate::interrupts::Interrupts;
 use crate::options::Options;
+use crate::remote_ram::RemoteRam;
+
+/// For how long an engine whose client is gone goes on straying.
+const STRAYS_LIMIT: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let options = Options::from_command_line();
@@ -54,10 +63,22 @@ fn serve(options: Options) -> Result<(), String> {
     };
     let irq = config.irq;
     let silent = options.silent();
+    let sends_messages = options.sends_messages();
     let ram = Arc::new(GuestRam::default());
+    let remote = options.dma_by_messages().then(Arc::<RemoteRam>::default);
+    let memory: Arc<dyn GuestMemory> = match &remote {
+        Some(remote) => remote.clone(),
+        None => ram.clone(),
+    };
     let interrupts = Arc::new(Interrupts::new(irq, vectors));
     let engine =
-        Engine::new(config, ram.clone(), interrupts.clone()).map_err(|error| error.to_string())?;
+        Engine::new(config, memory, interrupts.clone()).map_err(|error| error.to_string())?;
+    if let Some(path) = options.iovas.clone() {
+        neighbours::tell(path, ram.clone()).map_err(|error| error.to_string())?;
+    }
+    if let Some(path) = options.foreign.clone() {
+        neighbours::listen(path, engine.clone()).map_err(|error| error.to_string())?;
+    }
     let ending = Ending {
         engine: engine.clone(),
         options: Arc::new(options),
@@ -71,9 +92,24 @@ fn serve(options: Options) -> Result<(), String> {
         return held;
     }
     let regions = backend::regions(engine.bar_len());
-    let server = Server::new(&socket, true, backend::irqs(irq, vectors), regions)
-        .map_err(|error| failed(&error))?;
-    watch_signals(ending.clone())?;
+    let irqs = backend::irqs(irq, vectors);
+    let server = if sends_messages {
+        let listener = UnixListener::bind(&socket).map_err(|error| failed(&error))?;
+        watch_signals(ending.clone())?;
+        let (requester, commands) = listener
+            .accept()
+            .and_then(|(client, _)| interpose(client))
+            .map_err(|error| failed(&error))?;
+        engine.set_requests(Arc::new(requester.clone()));
+        if let Some(remote) = &remote {
+            remote.connect(requester);
+        }
+        Server::from_owned_fd(commands, true, irqs, regions)
+    } else {
+        let server = Server::new(&socket, true, irqs, regions).map_err(|error| failed(&error))?;
+        watch_signals(ending.clone())?;
+        server
+    };
     let mut backend = Backend {
         engine,
         ram,
@@ -86,6 +122,10 @@ fn serve(options: Options) -> Result<(), String> {
         Ok(Err(error)) => log::info!("the connection broke: {error}"),
         Err(_) => log::error!("the client does not speak vfio-user"),
     }
+    // What was lent is given back, whether it was asked for or not.
+    backend.ram.withdraw_all();
+    backend.engine.withdraw_all();
+    backend.engine.unplug(STRAYS_LIMIT);
     ending.finish();
     Ok(())
 }
@@ -134,11 +174,10 @@ struct Ending {
 impl Ending {
     fn finish(&self) {
         self.engine.shutdown();
-        if let Some(path) = &self.options.stats {
-            let statistics = self.engine.statistics();
-            if let Err(error) = report::write_statistics(&statistics, path) {
-                eprintln!("ioat-model: {}: {error}", path.display());
-            }
+        if let Some(path) = &self.options.stats
+            && let Err(error) = report::write_statistics(&self.engine, path)
+        {
+            eprintln!("ioat-model: {}: {error}", path.display());
         }
         // It may be gone already, and that is as well.
         let _ = fs::remove_file(&self.options.socket);

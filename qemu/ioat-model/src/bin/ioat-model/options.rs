@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use ioat_model::{EngineConfig, FAULT_HELP, Fault, Irq, MAX_CHANNELS};
+use ioat_model::{EngineConfig, FAULT_HELP, Fault, Irq, MAX_CHANNELS, Way};
 use ioat_spec::CbVer;
 use log::LevelFilter;
 
@@ -34,6 +34,12 @@ pub(crate) struct Options {
     /// Write the statistics there, as JSON, at disconnect and on SIGTERM
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+    /// Write the ranges of guest addresses that are mapped there, whenever they change
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iovas: Option<PathBuf>,
+    /// Let strays to another engine's addresses take them from there: the --iovas of that engine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) foreign: Option<PathBuf>,
     /// Log level on standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level)]
     pub(crate) log: LevelFilter,
@@ -54,7 +60,8 @@ fn after_help() -> String {
          SIGUSR2          the engine freezes: channels stop in the middle of what they do, and no\n  \
          \x20                request is answered any more, until SIGUSR1; only a signal ends it then\n\n\
          Statistics: mmio_reads mmio_writes mmio_after_gone config_after_gone doorbells interrupts\n\
-         descriptors completions bytes faults.\n\n\
+         descriptors completions bytes faults, and for each kind of strays stray_AIM_WAY_attempted,\n\
+         _landed, _refused, _unanswered and _remapped (in what was mapped anew meanwhile).\n\n\
          Exit status: 0 after the client has disconnected or a signal, 1 if it could not serve,\n\
          2 for a bad option."
     )
@@ -88,6 +95,18 @@ impl Options {
     /// Whether nothing shall be answered.
     pub(crate) fn silent(&self) -> bool {
         self.faults.contains(&Fault::Silent)
+    }
+
+    /// Whether memory is reached by messages alone.
+    pub(crate) fn dma_by_messages(&self) -> bool {
+        self.faults.contains(&Fault::Messages)
+    }
+
+    /// Whether the client is asked for accesses.
+    pub(crate) fn sends_messages(&self) -> bool {
+        let by_message =
+            |fault: &Fault| matches!(fault, Fault::Stray(stray) if stray.way != Way::Mapped);
+        self.dma_by_messages() || self.faults.iter().any(by_message)
     }
 }
 
