@@ -136,7 +136,7 @@ impl Operation {
     /// Fails where they cannot be mapped, or where the kind of work has no mapping: parities.
     pub fn map(&mut self, space: &DmaSpace) -> Result<(), SubmitReason> {
         let Record { mapped, work, .. } = &mut *self.record;
-        mapped.fill(work, space).inspect_err(|_| mapped.clear())
+        mapped.fill(work, space)
     }
 
     /// Its buffers as the device sees them for which they are mapped.
@@ -149,8 +149,8 @@ impl Operation {
         self.record.mapped.clear();
     }
 
-    /// Ends the operation: unmaps its buffers, counts it, hands the buffers to the client, signals the fence, runs the
-    /// client's callback. No device reaches the buffers any more, unless it is
+    /// Ends the operation: unmaps its buffers, counts it, hands the buffers to the client, signals
+    /// the fence, runs the client's callback. No device reaches the buffers any more, unless it is
     /// [exposed](Operation::expose), and the caller holds no lock.
     pub fn complete(self, result: Result<(), FenceError>) {
         let exposed = self.record.exposed;

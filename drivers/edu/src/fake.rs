@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use hal::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, RawMapping};
+use hal::dma::{Buffer, Direction, DmaOps, DmaSpace, MapError, RawMapping};
 use hal::host;
 use hal::irq::{Interrupts, IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::{MmioOps, MmioRegion, Width};
@@ -322,16 +322,19 @@ struct Addresses {
 }
 
 impl DmaOps for Addresses {
-    fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError> {
-        let far = !self.near && direction != Direction::Both;
-        // Two segments, as from an IOMMU that keeps pages apart.
-        let first = memory.len.min(4096 - memory.phys as usize % 4096);
-        let base = memory.phys + if far { 1 << BITS } else { 0 };
-        let all = [(base, first), (base + first as u64, memory.len - first)];
-        Ok(RawMapping {
-            segments: all.into_iter().filter(|&(_, len)| len > 0).collect(),
-            token: 0,
-        })
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for &Buffer { memory, direction } in buffers {
+            let far = !self.near && direction != Direction::Both;
+            // Two segments, as from an IOMMU that keeps pages apart.
+            let first = memory.len.min(4096 - memory.phys as usize % 4096);
+            let base = memory.phys + if far { 1 << BITS } else { 0 };
+            let all = [(base, first), (base + first as u64, memory.len - first)];
+            for (addr, len) in all.into_iter().filter(|&(_, len)| len > 0) {
+                mapping.push(addr, len);
+            }
+            mapping.end_buffer();
+        }
+        Ok(())
     }
 
     fn unmap(&self, _: &RawMapping) {}

@@ -168,6 +168,17 @@ impl Source {
     pub fn bytes(&self) -> &[u8] {
         &self.memory[self.range.clone()]
     }
+
+    fn buffer(&self) -> Buffer {
+        let memory = Extent {
+            phys: self.phys(),
+            len: self.len(),
+        };
+        Buffer {
+            memory,
+            direction: Direction::ToDevice,
+        }
+    }
 }
 
 /// A part of a buffer that a device writes. It owns the whole buffer, so that no CPU sees it half
@@ -218,6 +229,17 @@ impl Destination {
     /// The bytes, for a CPU that does the device's work.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.range.clone()]
+    }
+
+    fn buffer(&self) -> Buffer {
+        let memory = Extent {
+            phys: self.phys(),
+            len: self.len(),
+        };
+        Buffer {
+            memory,
+            direction: Direction::FromDevice,
+        }
     }
 }
 
@@ -277,19 +299,55 @@ pub struct Segment<'map> {
     pub len: usize,
 }
 
-/// What a bus answers to a request for a mapping.
+/// One buffer of a request for a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Where it lies.
+    pub memory: Extent,
+    /// What the device does with it.
+    pub direction: Direction,
+}
+
+/// What a bus answers to a request for a mapping. It is filled in place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawMapping {
     /// Device address and length of each segment, in the order of the memory.
-    pub segments: SmallVec<[(u64, usize); 1]>,
+    segments: SmallVec<[(u64, usize); 2]>,
+    /// How many of them are the first buffer's.
+    first: usize,
     /// Names the mapping to [`DmaOps::unmap`].
     pub token: u64,
 }
 
+impl RawMapping {
+    /// The buffer that is being mapped goes on for `len` bytes at the device's address `addr`.
+    pub fn push(&mut self, addr: u64, len: usize) {
+        self.segments.push((addr, len));
+    }
+
+    /// It ends here. What follows is the second one's.
+    pub fn end_buffer(&mut self) {
+        if self.first == 0 {
+            self.first = self.segments.len();
+        }
+    }
+
+    /// Device address and length of each segment, one buffer after the other.
+    pub fn segments(&self) -> &[(u64, usize)] {
+        &self.segments
+    }
+
+    fn clear(&mut self) {
+        self.segments.clear();
+        self.first = 0;
+    }
+}
+
 /// How a bus, or the IOMMU above it, maps memory for one device.
 pub trait DmaOps: Send + Sync {
-    /// Makes `memory` reachable for the device.
-    fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError>;
+    /// Makes `buffers`, one or two, reachable for the device, all or none. `mapping` comes empty,
+    /// and gets the segments of each, closed by [`RawMapping::end_buffer`].
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError>;
     /// Takes that back. On return the device cannot reach the memory by this mapping any more, so
     /// far as the platform has the means to prevent it.
     fn unmap(&self, mapping: &RawMapping);
@@ -334,50 +392,64 @@ impl DmaSpace {
 
     /// Maps what the device shall read. The caller keeps `source` as long as the mapping.
     pub fn map_source(&self, source: &Source) -> Result<Mapping, MapError> {
-        self.map(
-            Extent {
-                phys: source.phys(),
-                len: source.len(),
-            },
-            Direction::ToDevice,
-        )
+        self.map(source.buffer())
     }
 
     /// Maps what the device shall write. The caller keeps `destination` as long as the mapping.
     pub fn map_destination(&self, destination: &Destination) -> Result<Mapping, MapError> {
-        let extent = Extent {
-            phys: destination.phys(),
-            len: destination.len(),
-        };
-        self.map(extent, Direction::FromDevice)
+        self.map(destination.buffer())
+    }
+
+    /// Maps the buffers of an operation, at once and in place. `mapping` held nothing, or the same
+    /// for another device. The caller keeps the buffers as long as the mapping.
+    pub fn map_operation(
+        &self,
+        mapping: &mut Mapping,
+        destination: &Destination,
+        source: Option<&Source>,
+    ) -> Result<(), MapError> {
+        let destination = destination.buffer();
+        match source {
+            Some(source) => self.fill(mapping, &[destination, source.buffer()]),
+            None => self.fill(mapping, &[destination]),
+        }
     }
 
     /// Zeroed memory that CPU and device share, aligned to `align` (a power of two).
     pub fn coherent(&self, len: usize, align: usize) -> Result<Coherent, CoherentError> {
         let limit = self.limit.saturating_add(1);
         let memory = Memory::with(len, align, limit).map_err(CoherentError::Memory)?;
-        let mapping = self
-            .map(memory.extent(), Direction::Both)
-            .map_err(CoherentError::Map)?;
+        let buffer = Buffer {
+            memory: memory.extent(),
+            direction: Direction::Both,
+        };
+        let mapping = self.map(buffer).map_err(CoherentError::Map)?;
         if mapping.raw.segments.len() != 1 {
             return Err(CoherentError::Map(MapError::Exhausted));
         }
         Ok(Coherent { mapping, memory })
     }
 
-    fn map(&self, memory: Extent, direction: Direction) -> Result<Mapping, MapError> {
-        let raw = self.ops.map(memory, direction)?;
-        let mapping = Mapping {
-            ops: self.ops.clone(),
-            raw,
-        };
+    fn map(&self, buffer: Buffer) -> Result<Mapping, MapError> {
+        let mut mapping = Mapping::default();
+        self.fill(&mut mapping, &[buffer])?;
+        Ok(mapping)
+    }
+
+    fn fill(&self, mapping: &mut Mapping, buffers: &[Buffer]) -> Result<(), MapError> {
+        mapping.clear();
+        self.ops
+            .map(buffers, &mut mapping.raw)
+            .inspect_err(|_| mapping.raw.clear())?;
+        mapping.ops = Some(self.ops.clone());
         let reachable =
             mapping.raw.segments.iter().all(|&(addr, len)| {
                 addr.saturating_add((len as u64).saturating_sub(1)) <= self.limit
             });
         if reachable {
-            Ok(mapping)
+            Ok(())
         } else {
+            mapping.clear();
             Err(MapError::Unreachable)
         }
     }
@@ -389,25 +461,50 @@ impl fmt::Debug for DmaSpace {
     }
 }
 
-/// Memory mapped for a device. Dropping it takes the device's access away.
+/// Memory mapped for a device, or nothing. Dropping it takes the device's access away.
+#[derive(Default)]
 pub struct Mapping {
-    ops: Arc<dyn DmaOps>,
+    /// Whose it is, while there is one.
+    ops: Option<Arc<dyn DmaOps>>,
     raw: RawMapping,
 }
 
 impl Mapping {
     /// The mapped memory as the device sees it, in order.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> + Clone {
-        self.raw.segments.iter().map(|&(addr, len)| Segment {
-            addr: DmaAddr(addr, PhantomData),
-            len,
-        })
+        segments(&self.raw.segments)
     }
+
+    /// Of an operation: what it writes, and what it reads.
+    pub fn operation(
+        &self,
+    ) -> (
+        impl Iterator<Item = Segment<'_>> + Clone,
+        impl Iterator<Item = Segment<'_>> + Clone,
+    ) {
+        let (written, read) = self.raw.segments.split_at(self.raw.first);
+        (segments(written), segments(read))
+    }
+
+    /// Takes the device's access away.
+    pub fn clear(&mut self) {
+        if let Some(ops) = self.ops.take() {
+            ops.unmap(&self.raw);
+            self.raw.clear();
+        }
+    }
+}
+
+fn segments(raw: &[(u64, usize)]) -> impl Iterator<Item = Segment<'_>> + Clone {
+    raw.iter().map(|&(addr, len)| Segment {
+        addr: DmaAddr(addr, PhantomData),
+        len,
+    })
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.ops.unmap(&self.raw);
+        self.clear();
     }
 }
 

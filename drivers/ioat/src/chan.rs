@@ -70,23 +70,24 @@ fn write(
     limit: usize,
     control: Control,
 ) -> Option<u64> {
-    let (work, mapped) = (operation.work(), operation.mapped());
+    let work = operation.work();
+    let (dst, src) = operation.mapped().segments();
     let len = work.len();
-    match (work, &mapped.dst, &mapped.src) {
-        (Work::Memcpy { .. }, Some(dst), Some(src)) => {
-            let chunks = split::copy(src.segments(), dst.segments(), limit);
+    match work {
+        Work::Memcpy { .. } => {
+            let chunks = split::copy(src, dst, limit);
             write_chunks(ring, free, len, chunks, control, |control, chunk| {
                 Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0)
             })
         }
-        (Work::Memset { value, .. }, Some(dst), _) => {
+        Work::Memset { value, .. } => {
             let pattern = u64::from_ne_bytes([*value; 8]);
-            let chunks = split::fill(dst.segments(), limit);
+            let chunks = split::fill(dst, limit);
             write_chunks(ring, free, len, chunks, control, |control, chunk| {
                 Descriptor::fill(control, chunk.len, pattern, chunk.dst, 0)
             })
         }
-        (Work::Interrupt, ..) => {
+        Work::Interrupt => {
             if !free.is_empty() {
                 ring.write(free.start, Descriptor::null(control, 0));
             }

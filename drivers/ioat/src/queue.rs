@@ -15,6 +15,10 @@ use core::mem;
 use core::ops::Range;
 
 use dma_fence::sync::{AtomicU64, Mutex, Ordering};
+use smallvec::SmallVec;
+
+/// How many entries change hands under one lock, without memory from the heap.
+const HANDFUL: usize = 8;
 
 /// The memory of a ring.
 pub(crate) trait Slots {
@@ -209,44 +213,53 @@ impl<R: Slots, T> Queue<R, T> {
         mut look: impl FnMut(&R, &mut u64, Range<u64>) -> u64,
         mut deliver: impl FnMut(T),
     ) -> bool {
+        let mut left = budget as usize;
         // Up to which slot the engine was done when it was looked at.
         let mut done = None;
-        for _ in 0..budget {
-            let entry = {
+        let mut hand = SmallVec::<[T; HANDFUL]>::new();
+        while left > 0 {
+            {
                 let mut cleaner = self.cleaner.lock();
                 if done.is_none() && cleaner.delivering {
                     return false;
                 }
-                let entry = self.next_done(&mut cleaner, &mut done, &mut look);
-                cleaner.delivering = entry.is_some();
-                entry
-            };
-            match entry {
-                Some(entry) => deliver(entry),
-                None => return false,
+                self.take_done(&mut cleaner, &mut done, &mut look, |entry| {
+                    hand.push(entry);
+                    hand.len() < left.min(HANDFUL)
+                });
+                cleaner.delivering = !hand.is_empty();
             }
+            if hand.is_empty() {
+                return false;
+            }
+            left -= hand.len();
+            hand.drain(..).for_each(&mut deliver);
         }
         self.cleaner.lock().delivering = false;
         true
     }
 
-    /// Takes the oldest entry out if the engine is done with it. Looks at the engine at first, and
-    /// where that is not known of what is left: it may have gone on meanwhile.
-    fn next_done(
+    /// Takes the oldest entries out with which the engine is done, as long as `more` wants. Looks at
+    /// the engine at first, and where that is not known of what is left: it may have gone on
+    /// meanwhile.
+    fn take_done(
         &self,
         cleaner: &mut Cleaner<R, T>,
         done: &mut Option<u64>,
         look: &mut impl FnMut(&R, &mut u64, Range<u64>) -> u64,
-    ) -> Option<T> {
+        mut more: impl FnMut(T) -> bool,
+    ) {
         let oldest = cleaner.entries.front().map(|(end, _)| *end);
         if done.is_none_or(|done| oldest.is_some_and(|end| end > done)) {
-            *done = Some(self.look(cleaner, look)?);
+            *done = self.look(cleaner, look);
         }
-        let (end, entry) = cleaner
-            .entries
-            .pop_front_if(|(end, _)| Some(*end) <= *done)?;
-        self.tail.store(end, Ordering::Release);
-        Some(entry)
+        let ended = |(end, _): &mut (u64, T)| Some(*end) <= *done;
+        while let Some((end, entry)) = cleaner.entries.pop_front_if(ended) {
+            self.tail.store(end, Ordering::Release);
+            if !more(entry) {
+                return;
+            }
+        }
     }
 
     fn look(

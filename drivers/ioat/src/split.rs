@@ -83,7 +83,7 @@ pub(crate) fn fill<'map>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hal::dma::{DmaOps, DmaSpace, Extent, MapError, Mapping, Memory, RawMapping, Source};
+    use hal::dma::{Buffer, DmaOps, DmaSpace, MapError, Mapping, Memory, RawMapping, Source};
     use proptest::prelude::*;
     use std::sync::Arc;
     use std::vec::Vec;
@@ -93,17 +93,14 @@ mod tests {
     struct Scattered(Vec<usize>);
 
     impl DmaOps for Scattered {
-        fn map(&self, _: Extent, _: hal::dma::Direction) -> Result<RawMapping, MapError> {
+        fn map(&self, _: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
             let mut addr = 0;
-            let segments = self.0.iter().map(|&len| {
-                let segment = (addr, len);
+            for &len in &self.0 {
+                mapping.push(addr, len);
                 addr += len as u64 + 1000;
-                segment
-            });
-            Ok(RawMapping {
-                segments: segments.collect(),
-                token: 0,
-            })
+            }
+            mapping.end_buffer();
+            Ok(())
         }
         fn unmap(&self, _: &RawMapping) {}
     }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use hal::dma::{Direction, DmaOps, Extent, MapError, RawMapping};
+use hal::dma::{Buffer, Direction, DmaOps, MapError, RawMapping};
 use hal::pci::Address;
 
 use super::hotplug;
@@ -18,17 +18,19 @@ pub struct Direct(pub Address);
 static COHERENT: AtomicUsize = AtomicUsize::new(0);
 
 impl DmaOps for Direct {
-    fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError> {
-        let coherent = direction == Direction::Both;
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            mapping.push(buffer.memory.phys, buffer.memory.len);
+            mapping.end_buffer();
+        }
+        let coherent = buffers.iter().any(|buffer| buffer.direction == Direction::Both);
+        mapping.token = u64::from(coherent);
         if coherent {
             COHERENT.fetch_add(1, Ordering::Relaxed);
         } else {
             events::count(Event::Transfer);
         }
-        Ok(RawMapping {
-            segments: smallvec::smallvec![(memory.phys, memory.len)],
-            token: u64::from(coherent),
-        })
+        Ok(())
     }
 
     fn unmap(&self, mapping: &RawMapping) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaengine::{DmaChan, Registry};
-use hal::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, RawMapping};
+use hal::dma::{Buffer, DmaOps, DmaSpace, MapError, RawMapping};
 use hal::host;
 use hal::irq::{Interrupts, IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::{MmioOps, MmioRegion, Width};
@@ -219,11 +219,12 @@ impl MmioOps for Bar {
 struct Bus(Arc<Tricks>);
 
 impl DmaOps for Bus {
-    fn map(&self, memory: Extent, _: Direction) -> Result<RawMapping, MapError> {
-        Ok(RawMapping {
-            segments: [(memory.phys, memory.len)].into_iter().collect(),
-            token: 0,
-        })
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            mapping.push(buffer.memory.phys, buffer.memory.len);
+            mapping.end_buffer();
+        }
+        Ok(())
     }
 
     fn unmap(&self, _: &RawMapping) {}

@@ -11,7 +11,7 @@ use dmaengine::{
     AsyncTx, BoxFuture, Capabilities, ChannelOps, Client, DeviceInfo, DmaChan, DmaDevice, Interest,
     Operation, Registry, Rejected, StartError,
 };
-use hal::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, Memory, OutOfMemory, RawMapping};
+use hal::dma::{Buffer, Direction, DmaOps, DmaSpace, MapError, Memory, OutOfMemory, RawMapping};
 use hal::host::block_on;
 
 use crate::{AttachFlags, BufError, Chunked, Exporter, Importer};
@@ -285,10 +285,13 @@ impl Exporter for Noting {
 struct Noted(Trace);
 
 impl DmaOps for Noted {
-    fn map(&self, memory: Extent, direction: Direction) -> Result<RawMapping, MapError> {
-        self.0.note(std::format!("map {direction:?}"));
-        let segments = [(memory.phys, memory.len)].into_iter().collect();
-        Ok(RawMapping { segments, token: 0 })
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for Buffer { memory, direction } in buffers {
+            self.0.note(std::format!("map {direction:?}"));
+            mapping.push(memory.phys, memory.len);
+            mapping.end_buffer();
+        }
+        Ok(())
     }
 
     fn unmap(&self, _: &RawMapping) {

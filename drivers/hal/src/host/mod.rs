@@ -22,11 +22,10 @@ use std::time::{Duration, Instant};
 use buddy_system_allocator::FrameAllocator;
 pub use counting::CountingHeap;
 pub use probe::{Moment, probe};
-use smallvec::smallvec;
 use tasks::{Timers, lock};
 
 use crate::cpu::{BarrierTimeout, COUNTERS};
-use crate::dma::{Direction, DmaOps, DmaSpace, Extent, MapError, PAGE, RawMapping};
+use crate::dma::{Buffer, DmaOps, DmaSpace, MapError, PAGE, RawMapping};
 use crate::machine::{Machine, RawMemory, TimerId, install};
 
 /// Physical address of the arena's first byte.
@@ -150,11 +149,12 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 struct Direct;
 
 impl DmaOps for Direct {
-    fn map(&self, memory: Extent, _: Direction) -> Result<RawMapping, MapError> {
-        Ok(RawMapping {
-            segments: smallvec![(memory.phys, memory.len)],
-            token: 0,
-        })
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            mapping.push(buffer.memory.phys, buffer.memory.len);
+            mapping.end_buffer();
+        }
+        Ok(())
     }
     fn unmap(&self, _: &RawMapping) {}
 }
