@@ -19,6 +19,10 @@ use crate::wait::Wait;
 
 type Callback = Box<dyn FnOnce(Result<(), FenceError>) + Send>;
 
+/// What the work behind a fence hands over when it ends, to the one observer who
+/// [collects](Fence::collect) it: the buffers that it worked on.
+pub type Parcel = Box<dyn Any + Send>;
+
 /// An observer of work in progress. Cloning it is a reference more to the same fence.
 #[derive(Clone)]
 pub struct Fence {
@@ -59,6 +63,9 @@ struct Waiters {
     enabled: bool,
     /// `status` is pending no more.
     settled: bool,
+    /// Nobody will collect the parcel.
+    declined: bool,
+    parcel: Option<Parcel>,
     list: SmallVec<[(u64, Waiter); 1]>,
 }
 
@@ -210,6 +217,22 @@ impl Fence {
         self.unlist(id.0)
     }
 
+    /// Takes the parcel, if it is there and nobody has taken it: whoever sees the signal finds it.
+    pub fn collect(&self) -> Option<Parcel> {
+        self.inner.waiters.lock().parcel.take()
+    }
+
+    /// Nobody will collect the parcel: it is dropped, here or when it comes.
+    pub fn decline(&self) {
+        let parcel = {
+            let mut waiters = self.inner.waiters.lock();
+            waiters.declined = true;
+            waiters.parcel.take()
+        };
+        // Outside the lock: it may own fences.
+        drop(parcel);
+    }
+
     /// Registers `waker` under `key`, or replaces what `key` names; `Err` when signalled.
     pub(crate) fn register(
         &self,
@@ -272,11 +295,17 @@ impl Signaler {
         let _ = self.try_signal(result);
     }
 
+    /// The same, and leaves a parcel.
+    pub fn signal_with(mut self, result: Result<(), FenceError>, parcel: Option<Parcel>) {
+        self.signalled = true;
+        let _ = self.inner.finish(result, parcel);
+    }
+
     /// The same, for who cannot give the signaler away. Fails, and changes nothing, where the fence
     /// was signalled before, or the work was seen to have ended.
     pub fn try_signal(&mut self, result: Result<(), FenceError>) -> Result<(), AlreadySignalled> {
         self.signalled = true;
-        self.inner.finish(result)
+        self.inner.finish(result, None)
     }
 
     /// Whether anybody has waited for the signal, with or without having given up since.
@@ -294,7 +323,7 @@ impl Signaler {
 impl Drop for Signaler {
     fn drop(&mut self) {
         if !self.signalled {
-            let _ = self.inner.finish(Err(FenceError::Abandoned));
+            let _ = self.inner.finish(Err(FenceError::Abandoned), None);
         }
     }
 }
@@ -313,10 +342,18 @@ impl Inner {
             .map_or(result, |late| late.0)
     }
 
-    /// Settles how the work ended, unless that is settled, and tells all who are on the list.
-    fn finish(&self, result: Result<(), FenceError>) -> Result<(), AlreadySignalled> {
+    /// Leaves the parcel, settles how the work ended, unless that is settled, and tells all who are
+    /// on the list. A parcel that nobody wants is dropped outside the lock: it may own fences.
+    fn finish(
+        &self,
+        result: Result<(), FenceError>,
+        mut parcel: Option<Parcel>,
+    ) -> Result<(), AlreadySignalled> {
         let (late, list) = {
             let mut waiters = self.waiters.lock();
+            if !waiters.declined {
+                mem::swap(&mut waiters.parcel, &mut parcel);
+            }
             let late = self.store(&mut waiters, result);
             if waiters.list.is_empty() {
                 return late.map_or(Ok(()), Err);

@@ -52,7 +52,7 @@ mod wait;
 pub use chain::{BadPoint, Chain};
 pub use context::{Context, next_context};
 pub use error::FenceError;
-pub use fence::{AlreadySignalled, CallbackId, Fence, Signaler};
+pub use fence::{AlreadySignalled, CallbackId, Fence, Parcel, Signaler};
 pub use ops::{FenceOps, Ops};
 pub use seqno::{SeqnoFences, SeqnoWord};
 pub use timeline::Timeline;

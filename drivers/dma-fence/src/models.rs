@@ -1,5 +1,6 @@
 //! Models of the fence, run by loom in every order that the memory model allows (`make loom`).
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
@@ -49,6 +50,22 @@ fn a_callback_runs_once_or_is_told_that_it_came_too_late() {
         worker.join().unwrap();
         assert_eq!(runs.load(Ordering::Relaxed), usize::from(!late));
         assert_eq!(Arc::strong_count(&runs), 1, "the callback is gone");
+    });
+}
+
+#[test]
+fn who_sees_the_signal_finds_the_parcel_and_who_declines_keeps_none() {
+    loom::model(|| {
+        let kept = Arc::new(());
+        let (signaler, fence) = Fence::new(1, 1);
+        let parcel = Box::new(kept.clone());
+        let worker = thread::spawn(move || signaler.signal_with(Ok(()), Some(parcel)));
+        let seen = fence.is_signalled();
+        let found = fence.collect().is_some();
+        assert!(found || !seen);
+        fence.decline();
+        worker.join().unwrap();
+        assert_eq!(Arc::strong_count(&kept), 1);
     });
 }
 

@@ -1,5 +1,6 @@
 //! What the crate promises, by the rows of README.md.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::{pending, ready};
@@ -395,6 +396,34 @@ fn s4_37_a_provider_recognises_its_own_fences() {
     static ALL: Nothing = Nothing;
     let (_signaler, fence) = Fence::with_ops(1, 1, &ALL);
     assert!(fence.ops::<Nothing>().is_some());
+}
+
+#[test]
+fn a_parcel_goes_to_who_collects_it_once() {
+    let (signaler, fence) = Fence::new(1, 1);
+    assert!(fence.collect().is_none());
+    signaler.signal_with(Ok(()), Some(Box::new(7u32)));
+    let parcel = fence.clone().collect().unwrap();
+    assert_eq!(*parcel.downcast::<u32>().unwrap(), 7);
+    assert!(fence.collect().is_none());
+}
+
+#[test]
+fn a_parcel_that_is_declined_is_dropped_at_once() {
+    let kept = Arc::new(());
+    let (signaler, early) = Fence::new(1, 1);
+    early.decline();
+    signaler.signal_with(Ok(()), Some(Box::new(kept.clone())));
+    assert_eq!(Arc::strong_count(&kept), 1, "declined before it came");
+    let (signaler, late) = Fence::new(1, 2);
+    signaler.signal_with(Ok(()), Some(Box::new(kept.clone())));
+    assert_eq!(Arc::strong_count(&kept), 2);
+    late.decline();
+    assert_eq!(Arc::strong_count(&kept), 1, "declined afterwards");
+    assert_eq!(
+        (early.result(), late.result()),
+        (Some(Ok(())), Some(Ok(())))
+    );
 }
 
 #[test]

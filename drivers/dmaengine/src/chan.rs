@@ -17,7 +17,7 @@ use crate::depend::Depend;
 use crate::descriptor::Descriptor;
 use crate::device::DeviceInfo;
 use crate::life::Life;
-use crate::operation::{Back, Cookie, Duty, Operation, Record};
+use crate::operation::{Cookie, Duty, Operation, Record};
 use crate::pace::Pace;
 use crate::provider::{ChannelOps, Rejected, SubmitReason};
 use crate::registry::{Registry, WeakRegistry};
@@ -243,19 +243,10 @@ impl Chan {
         } else {
             Fence::new(self.context(), cookie.0)
         };
-        let back = Back::default();
         completion.waits = waits;
-        completion.duty = Some(Duty {
-            chan,
-            back: back.clone(),
-            signaler,
-        });
+        completion.duty = Some(Duty { chan, signaler });
         let operation = Operation::new(record);
-        let receipt = Receipt {
-            cookie,
-            fence,
-            back,
-        };
+        let receipt = Receipt::new(cookie, fence);
         if waits {
             order.next += 1;
             drop(order);

@@ -5,9 +5,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::{fmt, mem};
 
-use dma_fence::{Fence, FenceError, Signaler};
+use dma_fence::{Fence, FenceError, Parcel, Signaler};
 use hal::dma::DmaSpace;
-use spin::Mutex;
 
 use crate::capability::Flags;
 use crate::chan::Chan;
@@ -38,7 +37,7 @@ pub struct Operation {
 }
 
 /// What is known of an operation from its preparation until its client has the buffers back: made
-/// once, and handed on.
+/// once, and handed on, in the end as its fence's parcel.
 pub(crate) struct Record {
     // Before the buffers: where all is dropped, the device loses its access first.
     mapped: Mapped,
@@ -47,9 +46,6 @@ pub(crate) struct Record {
     /// A device may still write its destinations.
     exposed: bool,
 }
-
-/// Where a completed operation's buffers wait for the client.
-pub(crate) type Back = Arc<Mutex<Option<Box<Record>>>>;
 
 /// How the operation ends. Dropped before, it ends as abandoned.
 #[derive(Default)]
@@ -67,7 +63,6 @@ pub(crate) struct Completion {
 /// What a submitted operation owes its client and its channel.
 pub(crate) struct Duty {
     pub(crate) chan: Arc<Chan>,
-    pub(crate) back: Back,
     pub(crate) signaler: Signaler,
 }
 
@@ -264,8 +259,8 @@ impl Duty {
             .as_ref()
             .map_or(&Work::Interrupt, |record| &record.work);
         self.chan.count(work, result);
-        *self.back.lock() = record;
-        self.signaler.signal(result);
+        let parcel = record.map(|record| record as Parcel);
+        self.signaler.signal_with(result, parcel);
         if let Some(callback) = terms.take_callback() {
             callback(result);
         }

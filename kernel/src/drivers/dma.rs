@@ -23,7 +23,9 @@ impl DmaOps for Direct {
             mapping.push(buffer.memory.phys, buffer.memory.len);
             mapping.end_buffer();
         }
-        let coherent = buffers.iter().any(|buffer| buffer.direction == Direction::Both);
+        let coherent = buffers
+            .iter()
+            .any(|buffer| buffer.direction == Direction::Both);
         mapping.token = u64::from(coherent);
         if coherent {
             COHERENT.fetch_add(1, Ordering::Relaxed);
