@@ -332,6 +332,14 @@ impl RawMapping {
         }
     }
 
+    /// Maps `buffers` one to one: the device's addresses are the physical ones.
+    pub fn push_direct(&mut self, buffers: &[Buffer]) {
+        for Buffer { memory, .. } in buffers {
+            self.push(memory.phys, memory.len);
+            self.end_buffer();
+        }
+    }
+
     /// Device address and length of each segment, one buffer after the other.
     pub fn segments(&self) -> &[(u64, usize)] {
         &self.segments
@@ -442,11 +450,9 @@ impl DmaSpace {
             .map(buffers, &mut mapping.raw)
             .inspect_err(|_| mapping.raw.clear())?;
         mapping.ops = Some(self.ops.clone());
-        let reachable =
-            mapping.raw.segments.iter().all(|&(addr, len)| {
-                addr.saturating_add((len as u64).saturating_sub(1)) <= self.limit
-            });
-        if reachable {
+        let end = |&(addr, len): &(u64, usize)| addr.saturating_add((len as u64).saturating_sub(1));
+        let reaches = |segment| end(segment) <= self.limit;
+        if self.limit == u64::MAX || mapping.raw.segments.iter().all(reaches) {
             Ok(())
         } else {
             mapping.clear();

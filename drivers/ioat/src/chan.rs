@@ -75,10 +75,19 @@ fn write(
     let len = work.len();
     match work {
         Work::Memcpy { .. } => {
-            let chunks = split::copy(src, dst, limit);
-            write_chunks(ring, free, len, chunks, control, |control, chunk| {
+            let copy = |control, chunk: Chunk| {
                 Descriptor::copy(control, chunk.len, chunk.src, chunk.dst, 0)
-            })
+            };
+            if let Some(chunk) = split::single(src.clone(), dst.clone(), limit)
+                && chunk.len as usize == len
+            {
+                if !free.is_empty() {
+                    ring.write(free.start, copy(control, chunk));
+                }
+                return Some(1);
+            }
+            let chunks = split::copy(src, dst, limit);
+            write_chunks(ring, free, len, chunks, control, copy)
         }
         Work::Memset { value, .. } => {
             let pattern = u64::from_ne_bytes([*value; 8]);

@@ -63,6 +63,21 @@ pub(crate) fn copy<'map>(
     })
 }
 
+/// A copy that is one chunk, as nearly all are.
+pub(crate) fn single<'map>(
+    mut src: impl Iterator<Item = Segment<'map>>,
+    mut dst: impl Iterator<Item = Segment<'map>>,
+    limit: usize,
+) -> Option<Chunk> {
+    let (from, to) = (src.next()?, dst.next()?);
+    let alone = src.next().is_none() && dst.next().is_none();
+    (alone && from.len == to.len && (1..=limit).contains(&from.len)).then(|| Chunk {
+        src: from.addr.bits(),
+        dst: to.addr.bits(),
+        len: from.len as u32,
+    })
+}
+
 /// The chunks of a fill.
 pub(crate) fn fill<'map>(
     dst: impl Iterator<Item = Segment<'map>>,
@@ -136,6 +151,25 @@ mod tests {
         let lens: Vec<_> = chunks.map(|chunk| chunk.len).collect();
         assert_eq!(lens, [60, 40]);
         assert_eq!(fill(mapping(&[]).segments(), 10).count(), 0);
+    }
+
+    #[test]
+    fn a_single_chunk_is_all_there_is_or_none() {
+        let is = |src: &[usize], dst: &[usize]| {
+            let (src, dst) = (mapping(src), mapping(dst));
+            single(src.segments(), dst.segments(), 100)
+        };
+        let whole = is(&[100], &[100]).unwrap();
+        assert_eq!((whole.src, whole.dst, whole.len), (0, 0, 100));
+        for (src, dst) in [
+            (&[101][..], &[101][..]),
+            (&[100], &[99]),
+            (&[60, 40], &[100]),
+            (&[100], &[100, 1]),
+            (&[], &[]),
+        ] {
+            assert_eq!(is(src, dst), None);
+        }
     }
 
     proptest! {

@@ -19,10 +19,7 @@ static COHERENT: AtomicUsize = AtomicUsize::new(0);
 
 impl DmaOps for Direct {
     fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
-        for buffer in buffers {
-            mapping.push(buffer.memory.phys, buffer.memory.len);
-            mapping.end_buffer();
-        }
+        mapping.push_direct(buffers);
         let coherent = buffers
             .iter()
             .any(|buffer| buffer.direction == Direction::Both);

@@ -220,10 +220,7 @@ struct Bus(Arc<Tricks>);
 
 impl DmaOps for Bus {
     fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
-        for buffer in buffers {
-            mapping.push(buffer.memory.phys, buffer.memory.len);
-            mapping.end_buffer();
-        }
+        mapping.push_direct(buffers);
         Ok(())
     }
 

@@ -150,10 +150,7 @@ struct Direct;
 
 impl DmaOps for Direct {
     fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
-        for buffer in buffers {
-            mapping.push(buffer.memory.phys, buffer.memory.len);
-            mapping.end_buffer();
-        }
+        mapping.push_direct(buffers);
         Ok(())
     }
     fn unmap(&self, _: &RawMapping) {}
