@@ -34,6 +34,8 @@ pub mod cpus;
 pub mod drivers;
 #[cfg(target_os = "none")]
 pub mod events;
+#[cfg(target_os = "none")]
+pub mod iommu;
 pub mod irq;
 #[cfg(all(target_os = "none", feature = "ktest"))]
 pub mod ktest;

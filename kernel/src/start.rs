@@ -15,7 +15,7 @@ use crate::console::input::Input;
 use crate::console::shell;
 use crate::mm::{self, stack::Stack};
 use crate::time::clock;
-use crate::{drivers, logging, pci, serial, task};
+use crate::{drivers, iommu, logging, pci, serial, task};
 
 struct Boot {
     info: BootInfo,
@@ -92,6 +92,9 @@ extern "C" fn on_own_stack() -> ! {
     start_cpus(info, options);
     drivers::machine::install();
     pci::bus::init(info);
+    if options.iommu {
+        iommu::init(info);
+    }
     // It takes work from here on, and does it below.
     percpu::current().online.store(true, Ordering::Release);
     task::spawn("start", None, first_task(options)).detach();
@@ -151,6 +154,7 @@ fn silence_8259() {
 
 /// Starts drivers, then the console.
 async fn first_task(options: &'static Options) {
+    iommu::serve();
     drivers::probe_all().await;
     drivers::hotplug::start(Duration::from_millis(options.hotplug_window_ms));
     match options.run.as_deref() {

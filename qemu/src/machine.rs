@@ -64,9 +64,15 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
         "none",
         "-no-reboot",
     ]);
+    // With KVM, interrupts are remapped where its I/O APIC is QEMU's own.
+    let split = if settings.iommu && settings.accel == Accel::Kvm {
+        ",kernel-irqchip=split"
+    } else {
+        ""
+    };
     match settings.nodes {
-        1 => add(&["-machine", "q35,memory-backend=mem"]),
-        _ => add(&["-machine", "q35"]),
+        1 => add(&["-machine", &format!("q35,memory-backend=mem{split}")]),
+        _ => add(&["-machine", &format!("q35{split}")]),
     }
     match settings.accel {
         // QEMU cannot count across accesses to x2APIC registers: "Bad icount read".

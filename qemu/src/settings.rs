@@ -141,7 +141,6 @@ impl Settings {
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let vars = Variables { get };
         let default = Self::default();
-        vars.later("IOMMU", "off", |value| value == "on")?;
         vars.later("FIRMWARE", "direct", |value| {
             matches!(value, "bios" | "uefi")
         })?;
@@ -155,6 +154,7 @@ impl Settings {
             nodes: vars.number("NUMA", default.nodes, 1, 64)?,
             channels: vars.number("CHANNELS", default.channels, 1, 8)?,
             edu: vars.number("EDU", default.edu, 0, 16)?,
+            iommu: vars.one_of("IOMMU", &["off", "on"])? == "on",
             cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
             irq: match vars.one_of("IRQ", &["msi", "msix", "intx"])? {
                 "msix" => Irq::Msix,
@@ -166,7 +166,6 @@ impl Settings {
                 _ => Accel::Tcg,
             },
             icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
-            iommu: default.iommu,
             serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
                 "socket" => Serial::Socket,
                 _ => Serial::Terminal,
@@ -236,8 +235,13 @@ impl Settings {
             .commands
             .as_ref()
             .map(|commands| format!("run=\"{commands}\""));
+        let iommu = self.iommu.then(|| "iommu=on".into());
         let append = (!self.append.is_empty()).then(|| self.append.clone());
-        run.into_iter().chain(append).collect::<Vec<_>>().join(" ")
+        run.into_iter()
+            .chain(iommu)
+            .chain(append)
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// The `--fault` values of one engine.
@@ -410,7 +414,7 @@ mod tests {
             ("V", "1"),
             ("CMD", "version; cpus"),
             ("APPEND", "loglevel=debug"),
-            ("IOMMU", "off"),
+            ("IOMMU", "on"),
             ("NUMA", "2"),
             ("EDU", "1"),
             ("FIRMWARE", "direct"),
@@ -423,9 +427,10 @@ mod tests {
         assert_eq!((settings.cbver.as_str(), settings.irq), ("3.4", Irq::Intx));
         assert_eq!((settings.accel, settings.verbose), (Accel::Kvm, true));
         assert_eq!((settings.edu, settings.nodes), (1, 2));
+        assert!(settings.iommu);
         assert_eq!(
             settings.command_line(),
-            "run=\"version; cpus\" loglevel=debug"
+            "run=\"version; cpus\" iommu=on loglevel=debug"
         );
     }
 
@@ -455,7 +460,6 @@ mod tests {
             ("GDB", "65536"),
             ("ANSWER", "0"),
             ("ANSWER", "soon"),
-            ("IOMMU", "on"),
             ("IOMMU", "maybe"),
             ("FIRMWARE", "bios"),
             ("FIRMWARE", "openfirmware"),
@@ -479,7 +483,7 @@ mod tests {
             assert!(!failure.message.trim_end().contains('\n') || value.contains('\n'));
         }
         assert!(
-            read(&[("IOMMU", "on")])
+            read(&[("FIRMWARE", "bios")])
                 .unwrap_err()
                 .message
                 .contains("not supported yet")

@@ -40,7 +40,7 @@ fn bad_variables() {
     refused(&[("MEM", "12")], 2, "MEM=12");
     refused(&[("CBVER", "2.0")], 2, "CBVER=2.0");
     refused(&[("IRQ", "gpio")], 2, "IRQ=gpio");
-    refused(&[("IOMMU", "on")], 2, "IOMMU=on is not supported yet");
+    refused(&[("IOMMU", "maybe")], 2, "IOMMU");
     refused(&[("FAULT", "nonsense@7")], 2, "nonsense@7");
     refused(&[("KERNEL", "build/none.elf")], 1, "build/none.elf");
 }

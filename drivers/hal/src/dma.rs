@@ -359,6 +359,13 @@ pub trait DmaOps: Send + Sync {
     /// Takes that back. On return the device cannot reach the memory by this mapping any more, so
     /// far as the platform has the means to prevent it.
     fn unmap(&self, mapping: &RawMapping);
+    /// The device emits no address above `highest`. Told before anything is mapped.
+    fn set_limit(&self, _highest: u64) {}
+    /// Takes everything from the device that it reaches, at once and for good, whether it answers or
+    /// not; `false` where nothing stands between it and memory that could.
+    fn revoke(&self) -> bool {
+        false
+    }
     /// Keeps the device from all memory, whether it answers or not. On `true` it reaches none until
     /// it is handed out anew; `false` where the platform has not, or not yet, the means.
     fn isolate(&self) -> bool {
@@ -385,12 +392,18 @@ impl DmaSpace {
     /// The same space for a device with `bits` address lines.
     pub fn with_address_bits(mut self, bits: u32) -> Self {
         self.limit = 1u64.checked_shl(bits).map_or(u64::MAX, |end| end - 1);
+        self.ops.set_limit(self.limit);
         self
     }
 
     /// The highest address that the device can emit.
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// See [`DmaOps::revoke`].
+    pub fn revoke(&self) -> bool {
+        self.ops.revoke()
     }
 
     /// See [`DmaOps::isolate`].
@@ -610,6 +623,26 @@ impl Coherent {
     /// As [`Coherent::load64`].
     pub fn store32(&self, offset: usize, value: u32, order: Ordering) {
         self.word32(offset).store(value.to_le(), order);
+    }
+
+    /// Has what was written to the bytes in `range` reach memory itself, for a device that does not
+    /// look into the CPUs' caches. Later writes of this CPU come after it.
+    ///
+    /// # Panics
+    /// As [`Coherent::load64`].
+    pub fn write_back(&self, range: Range<usize>) {
+        assert!(
+            range.start <= range.end && range.end <= self.memory.raw.len,
+            "coherent write back at {range:x?}"
+        );
+        let (ptr, phys) = (self.memory.raw.ptr, self.memory.raw.phys);
+        // SAFETY: inside the memory, as just checked.
+        let ptr = unsafe { ptr.add(range.start) };
+        machine().write_back(RawMemory {
+            ptr,
+            phys: phys + range.start as u64,
+            len: range.len(),
+        });
     }
 
     fn word64(&self, offset: usize) -> &AtomicU64 {

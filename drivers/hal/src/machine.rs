@@ -55,6 +55,10 @@ pub trait Machine: Sync {
     /// neither a CPU nor a device will touch it again.
     unsafe fn free_memory(&self, memory: RawMemory);
 
+    /// Writes what CPUs hold of this memory in caches back to it, before their later writes. Nothing
+    /// to do on a machine whose devices all look into the caches. `memory` need not be whole pages.
+    fn write_back(&self, _memory: RawMemory) {}
+
     /// Returns once every CPU that is online has executed a full memory barrier after the call
     /// began. Bounded: a CPU that does not answer is an error.
     fn barrier(&self) -> Result<(), BarrierTimeout>;

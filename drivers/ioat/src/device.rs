@@ -83,6 +83,9 @@ impl Device {
     pub(crate) async fn cut_off(&self) -> bool {
         let presence = &self.presence;
         if presence.close() {
+            // Where something stands between the engine and memory, that needs no answer of it. What
+            // it has under way is kept from memory all the same.
+            self.dma.revoke();
             let closed = self.config.set_bus_master(false) || self.isolate().await;
             presence.set_reach(if closed {
                 Reach::Closed

@@ -29,6 +29,8 @@ impl Trigger {
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoApicInfo {
+    /// Its ID.
+    pub id: u8,
     /// Physical address of its registers.
     pub address: u64,
     /// Its first input's global number.
@@ -80,6 +82,7 @@ impl Madt {
             0 if u32_at(entry, 4)? & ENABLED != 0 => self.add_cpu(u8_at(entry, 3)?.into()),
             9 if u32_at(entry, 8)? & ENABLED != 0 => self.add_cpu(u32_at(entry, 4)?),
             1 => self.io_apics.push(IoApicInfo {
+                id: u8_at(entry, 2)?,
                 address: u32_at(entry, 4)?.into(),
                 first_gsi: u32_at(entry, 8)?,
             }),
@@ -141,6 +144,7 @@ mod tests {
         assert_eq!(
             madt.io_apics,
             [IoApicInfo {
+                id: 0,
                 address: 0xfec0_0000,
                 first_gsi: 24
             }]

@@ -31,6 +31,8 @@ pub struct Platform {
     pub fadt: Fadt,
     /// Sleep types of S5.
     pub s5: Option<(u8, u8)>,
+    /// Remapping units; `None` without a DMAR.
+    pub dmar: Option<vtd::Dmar>,
     /// Physical address of the HPET.
     pub hpet: Option<u64>,
     /// Signature, address and length of each table.
@@ -92,6 +94,7 @@ impl Platform {
             b"APIC" => self.madt = Some(Madt::parse(bytes)),
             b"MCFG" => self.ecam = mcfg::parse(bytes),
             b"SRAT" => self.srat = Srat::parse(bytes),
+            b"DMAR" => self.dmar = Some(vtd::Dmar::parse(bytes)),
             b"FACP" => self.fadt = Fadt::parse(bytes),
             // IA-PC HPET 1.0a, 3.2.4: a generic address at offset 40, of memory.
             b"HPET" if super::bytes::u8_at(bytes, 40) == Some(0) => {

@@ -10,7 +10,7 @@ use dmaengine::registry;
 use super::{dma, machine};
 use crate::mm::heap;
 use crate::time::timers;
-use crate::{irq, serial};
+use crate::{iommu, irq, serial};
 
 /// An audit at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,8 @@ pub struct Audit {
     pub timers: usize,
     /// Vectors of devices.
     pub vectors: usize,
-    /// Buffers mapped for devices.
+    /// What devices reach: buffers that are mapped, or where an IOMMU confines them, pages by its
+    /// tables.
     pub iova: usize,
     /// Fences that exist.
     pub fences: usize,
@@ -45,19 +46,29 @@ pub fn now() -> Audit {
     let fences = heap::fences();
     // A channel has one ring, its completion word in the same memory. A copy maps two buffers.
     let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
-    let wanted = super::vectors() + super::hotplug::vectors() + serial::vectors();
+    let wanted =
+        super::vectors() + super::hotplug::vectors() + serial::vectors() + iommu::vectors();
     leaked += vectors.saturating_sub(wanted);
     if clients == 0 && in_flight == 0 && dmaengine::waiting() == 0 {
-        let buffers = rings + hal::dma::withheld();
+        let buffers = rings + hal::dma::withheld() + iommu::buffers();
         leaked += fences.saturating_sub(super::fences());
         leaked += machine::buffers().saturating_sub(buffers);
+    }
+    // Where devices are confined, their own tables say what they reach.
+    let iova = if iommu::is_on() {
+        iommu::reachable()
+    } else {
+        transfers + rings
+    };
+    if transfers + rings == 0 {
+        leaked += if iommu::is_on() { iova } else { 0 };
     }
     Audit {
         chans: channels.len(),
         rings,
         timers: timers::pending(),
         vectors,
-        iova: transfers + rings,
+        iova,
         fences,
         leaked,
     }

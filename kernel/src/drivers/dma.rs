@@ -1,4 +1,5 @@
-//! DMA without an IOMMU: device addresses are physical addresses.
+//! DMA without an IOMMU: device addresses are physical addresses. And how many mappings there are,
+//! with one or without.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,30 +21,40 @@ static COHERENT: AtomicUsize = AtomicUsize::new(0);
 impl DmaOps for Direct {
     fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
         mapping.push_direct(buffers);
-        let coherent = buffers
-            .iter()
-            .any(|buffer| buffer.direction == Direction::Both);
-        mapping.token = u64::from(coherent);
-        if coherent {
-            COHERENT.fetch_add(1, Ordering::Relaxed);
-        } else {
-            events::count(Event::Transfer);
-        }
+        note(buffers, mapping);
         Ok(())
     }
 
     fn unmap(&self, mapping: &RawMapping) {
-        if mapping.token != 0 {
-            COHERENT.fetch_sub(1, Ordering::Relaxed);
-        } else {
-            events::uncount(Event::Transfer);
-        }
+        forget(mapping);
     }
 
     fn isolate(&self) -> bool {
         let isolated = bus::isolate(self.0);
         hotplug::look(self.0);
         isolated
+    }
+}
+
+/// Counts a mapping, and notes in its token as what.
+pub fn note(buffers: &[Buffer], mapping: &mut RawMapping) {
+    let coherent = buffers
+        .iter()
+        .any(|buffer| buffer.direction == Direction::Both);
+    mapping.token = u64::from(coherent);
+    if coherent {
+        COHERENT.fetch_add(1, Ordering::Relaxed);
+    } else {
+        events::count(Event::Transfer);
+    }
+}
+
+/// Counts it no more.
+pub fn forget(mapping: &RawMapping) {
+    if mapping.token != 0 {
+        COHERENT.fetch_sub(1, Ordering::Relaxed);
+    } else {
+        events::uncount(Event::Transfer);
     }
 }
 

@@ -13,6 +13,7 @@ use hal::time::Duration;
 use spin::Mutex;
 
 use super::removal;
+use crate::iommu;
 use crate::pci::bus;
 use crate::task;
 
@@ -147,6 +148,9 @@ async fn probe(address: Address) {
 /// Hands the function at `address` to its driver, where it is free. The error is one line.
 pub(super) async fn bind(address: Address) -> Result<(), String> {
     let _busy = Busy::new(address).ok_or("somebody else binds or removes it")?;
+    if iommu::is_quarantined(address) {
+        return Err("in quarantine: it has reached for memory that is not its own".into());
+    }
     if ENGINES.lock().contains_key(&address) {
         return Err("its driver has it already".into());
     }
@@ -213,7 +217,10 @@ pub(super) async fn unbind(address: Address, limit: Duration) -> Option<Removal>
     let engine = ENGINES.lock().remove(&address)?;
     let remove = async move {
         let _busy = busy;
-        engine.remove(limit).await
+        let removal = engine.remove(limit).await;
+        // Whoever still has a handle of it maps nothing any more.
+        iommu::release(address);
+        removal
     };
     Some(task::complete("removal", remove).await)
 }

@@ -13,6 +13,7 @@ use pciehp::{Card, Handle, How, Occupants, Options, Port, Slot, State};
 use spin::{Mutex, Once};
 
 use super::{engines, removal};
+use crate::iommu;
 use crate::pci::bus;
 use crate::task;
 
@@ -152,6 +153,10 @@ impl Occupants for Behind {
         let surprise = how == How::Surprise;
         if surprise {
             bus::vanish(self.0);
+            // What was pulled, or is still about to be, reaches nothing from here on.
+            bus::behind(self.0).into_iter().for_each(|address| {
+                iommu::revoke(address);
+            });
         }
         let behind = bus::retire(self.0);
         for &port in &behind {

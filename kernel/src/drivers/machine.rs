@@ -10,7 +10,7 @@ use alloc::boxed::Box;
 use hal::cpu::BarrierTimeout;
 use hal::{Machine, RawMemory, TimerId};
 
-use crate::arch::x86_64::{percpu, smp};
+use crate::arch::x86_64::{self as arch, percpu, smp};
 use crate::mm;
 use crate::mm::frames::FRAMES;
 use crate::numa;
@@ -67,6 +67,10 @@ impl Machine for Kernel {
         BUFFERS.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: by the contract, what `alloc_memory` gave, unused now.
         unsafe { FRAMES.lock().free(memory.phys, memory.len, mm::PAGE) };
+    }
+
+    fn write_back(&self, memory: RawMemory) {
+        arch::write_back(memory.ptr, memory.len);
     }
 
     fn barrier(&self) -> Result<(), BarrierTimeout> {

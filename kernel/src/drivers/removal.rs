@@ -77,6 +77,18 @@ pub(super) async fn lost(address: Address) {
     }
 }
 
+/// Takes the engine at `address` from its driver, if one has it: it cannot be trusted any more, and
+/// reaches nothing. Nobody is waited for.
+pub async fn quarantine(address: Address) {
+    if engines::device(address).is_none() {
+        return;
+    }
+    log::error!("WARN {address}: in quarantine");
+    if let Err(error) = leave(address, Step::Gone, Duration::ZERO).await {
+        log::error!("{address}: in quarantine: {error}");
+    }
+}
+
 /// Takes what is at `address` from its driver, whoever is about to bind or remove it: the card that
 /// it is on leaves its slot, which nobody can refuse. By surprise nobody is waited for.
 pub(super) async fn from_slot(address: Address, surprise: bool) {

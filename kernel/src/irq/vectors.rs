@@ -123,7 +123,7 @@ pub fn move_away(cpu: usize) -> Vec<u8> {
             match binding.gsi {
                 Some((gsi, trigger)) => {
                     let vector = binding.vector;
-                    ioapic::route(gsi, vector.vector, vector.apic_id as u8, trigger);
+                    ioapic::route(gsi, vector, trigger);
                     let busy = binding.subscribers.iter().any(|subscriber| subscriber.busy);
                     ioapic::set_masked(gsi, trigger.level && busy);
                 }
@@ -170,7 +170,7 @@ pub fn bind_input(name: &'static str, gsi: u32, trigger: Trigger, event: Arc<Irq
     };
     let level = trigger.level.then(|| u16::try_from(gsi).ok()).flatten();
     traps::set_level(vector.vector, level);
-    ioapic::route(gsi, vector.vector, vector.apic_id as u8, trigger);
+    ioapic::route(gsi, vector, trigger);
     let gsi = Some((gsi, trigger));
     bindings.push(Binding {
         vector,

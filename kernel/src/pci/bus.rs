@@ -22,6 +22,7 @@ use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
 use crate::events::{self, Event};
+use crate::iommu::{self, Remapping};
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
 
@@ -388,13 +389,14 @@ pub fn take(address: Address, name: &'static str) -> Option<Function> {
         bars[bar.index] = map(bar);
     }
     let input = interrupts::input(address, &found.config, &found.above, ich9);
-    let irqs = FunctionInterrupts::new(name, found.config.clone(), &bars, input);
+    let remapping = Remapping::of(address, &found.above);
+    let irqs = FunctionInterrupts::new(name, found.config.clone(), &bars, input, remapping);
     Some(Function {
         address,
         identity: found.identity,
         config: found.config,
         bars,
-        dma: DmaSpace::new(Arc::new(crate::drivers::dma::Direct(address))),
+        dma: DmaSpace::new(iommu::space(address, &found.above)?),
         interrupts: Interrupts::new(irqs),
         node: crate::numa::of_function(address),
     })
@@ -406,6 +408,7 @@ pub fn forget(address: Address) -> bool {
     let Some(device) = bus().and_then(|mut bus| bus.devices.remove(&address)) else {
         return false;
     };
+    iommu::forget(address);
     let config = device.found.config;
     // One that is not there any more is left alone.
     if config.is_present() {
@@ -469,7 +472,8 @@ pub fn port_interrupts(address: Address, name: &'static str) -> Option<Interrupt
         });
     }
     let input = interrupts::input(address, &found.config, &found.above, ich9);
-    let irqs = FunctionInterrupts::new(name, found.config.clone(), &mapped, input);
+    let remapping = Remapping::of(address, &found.above);
+    let irqs = FunctionInterrupts::new(name, found.config.clone(), &mapped, input, remapping);
     Some(Interrupts::new(irqs))
 }
 

@@ -7,8 +7,10 @@ use hal::irq::{IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::MmioRegion;
 use hal::pci::{Address, Config, header};
 use spin::Mutex;
+use vtd::Message;
 
 use crate::acpi::madt::Trigger;
+use crate::iommu::Remapping;
 use crate::irq::{self, Retarget, Vector};
 
 const MSI: u8 = 0x05;
@@ -29,12 +31,28 @@ pub struct FunctionInterrupts {
     table: Option<(MmioRegion, usize)>,
     /// The I/O APIC input that the pin leads to, where that is known.
     input: Option<u32>,
+    /// As whom it interrupts, where that is remapped.
+    remapping: Option<Remapping>,
     bound: Mutex<BTreeMap<(IrqKind, usize), Bound>>,
 }
 
 struct Bound {
     event: Arc<IrqEvent>,
     vector: Option<Vector>,
+    /// The remapping entry that leads to the vector.
+    entry: Option<u16>,
+}
+
+impl Bound {
+    /// What the function is to write, where it writes anything.
+    fn message(&self) -> Option<Message> {
+        let direct = |vector: Vector| Message {
+            // Intel SDM volume 3, 11.11: physical destination, fixed delivery, edge.
+            address: u64::from(0xfee0_0000 | vector.apic_id << 12),
+            data: u32::from(vector.vector),
+        };
+        self.entry.map(Message::of).or(self.vector.map(direct))
+    }
 }
 
 impl FunctionInterrupts {
@@ -45,6 +63,7 @@ impl FunctionInterrupts {
         config: Config,
         bars: &[Option<MmioRegion>; 6],
         input: Option<u32>,
+        remapping: Option<Remapping>,
     ) -> Arc<Self> {
         let table = config.capability(MSIX).and_then(|cap| {
             let place = config.read32(cap + 4);
@@ -57,6 +76,7 @@ impl FunctionInterrupts {
             config,
             table,
             input,
+            remapping,
             bound: Mutex::new(BTreeMap::new()),
         })
     }
@@ -69,10 +89,9 @@ impl FunctionInterrupts {
             .filter(|&pin| pin < 4)
     }
 
-    fn write_message(&self, kind: IrqKind, index: usize, vector: Vector) {
-        // Intel SDM volume 3, 11.11: physical destination, fixed delivery, edge.
-        let address = 0xfee0_0000 | vector.apic_id << 12;
-        let data = u32::from(vector.vector);
+    fn write_message(&self, kind: IrqKind, index: usize, message: Message) {
+        let Message { address, data } = message;
+        let (address, high) = (address as u32, (address >> 32) as u32);
         match kind {
             IrqKind::MsiX => {
                 if let (Some((table, offset)), Some(cap)) =
@@ -81,7 +100,7 @@ impl FunctionInterrupts {
                     let entry = offset + index * MSIX_ENTRY;
                     table.write32(entry + 12, 1);
                     table.write32(entry, address);
-                    table.write32(entry + 4, 0);
+                    table.write32(entry + 4, high);
                     table.write32(entry + 8, data);
                     table.write32(entry + 12, 0);
                     let control = self.config.read16(cap + 2);
@@ -94,7 +113,7 @@ impl FunctionInterrupts {
                     let control = self.config.read16(cap + 2);
                     self.config.write32(cap + 4, address);
                     let data_at = if control & MSI_WIDE != 0 {
-                        self.config.write32(cap + 8, 0);
+                        self.config.write32(cap + 8, high);
                         cap + 12
                     } else {
                         cap + 8
@@ -133,7 +152,14 @@ impl Retarget for FunctionInterrupts {
             .find(|(_, bound)| Arc::ptr_eq(&bound.event, event));
         if let Some((&(kind, index), bound)) = found {
             bound.vector = Some(vector);
-            self.write_message(kind, index, vector);
+            match (&self.remapping, bound.entry) {
+                (Some(remapping), Some(entry)) => remapping.retarget(entry, vector, false),
+                _ => {
+                    if let Some(message) = bound.message() {
+                        self.write_message(kind, index, message);
+                    }
+                }
+            }
         }
     }
 }
@@ -155,24 +181,37 @@ impl IrqOps for FunctionInterrupts {
 
     fn bind(&self, kind: IrqKind, index: usize, event: Arc<IrqEvent>) -> Result<(), IrqError> {
         let mut bound = self.bound.lock();
-        let vector = match kind {
+        let (vector, entry) = match kind {
             IrqKind::Intx => {
                 let input = self.input.ok_or(IrqError::NoRoute)?;
                 if !irq::bind_input(self.name, input, Trigger::PCI, event.clone()) {
                     return Err(IrqError::Exhausted);
                 }
                 self.config.update_command(0, header::COMMAND_INTX_DISABLE);
-                None
+                (None, None)
             }
             _ => {
                 let vector = irq::bind_message(self.name, event.clone(), Some(self.this.clone()))
                     .ok_or(IrqError::Exhausted)?;
+                let remap = |remapping: &Remapping| {
+                    let entry = remapping.bind(vector, false);
+                    entry.ok_or_else(|| irq::unbind(&event))
+                };
+                let entry = self.remapping.as_ref().map(remap).transpose();
+                let entry = entry.map_err(|()| IrqError::Exhausted)?;
                 self.config.update_command(header::COMMAND_INTX_DISABLE, 0);
-                self.write_message(kind, index, vector);
-                Some(vector)
+                (Some(vector), entry)
             }
         };
-        bound.insert((kind, index), Bound { event, vector });
+        let new = Bound {
+            event,
+            vector,
+            entry,
+        };
+        if let Some(message) = new.message() {
+            self.write_message(kind, index, message);
+        }
+        bound.insert((kind, index), new);
         Ok(())
     }
 
@@ -189,6 +228,9 @@ impl IrqOps for FunctionInterrupts {
         if !bound.keys().any(|&(other, _)| other == kind) {
             self.disable(kind);
         }
+        if let (Some(remapping), Some(entry)) = (&self.remapping, gone.entry) {
+            remapping.unbind(entry);
+        }
         irq::unbind(&gone.event);
     }
 
@@ -201,8 +243,8 @@ impl IrqOps for FunctionInterrupts {
 
     fn restore(&self) {
         for (&(kind, index), bound) in self.bound.lock().iter() {
-            if let Some(vector) = bound.vector {
-                self.write_message(kind, index, vector);
+            if let Some(message) = bound.message() {
+                self.write_message(kind, index, message);
             }
         }
     }

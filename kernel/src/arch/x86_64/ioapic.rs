@@ -1,10 +1,13 @@
 //! I/O APICs: where pins and legacy interrupts enter. Intel 82093AA datasheet, chapter 3.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::acpi::madt::{IoApicInfo, Trigger};
+use crate::iommu::Remapping;
+use crate::irq::Vector;
 use crate::mm::PAGE;
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
@@ -21,6 +24,9 @@ struct IoApic {
     registers: PhysicalMapping,
     first_gsi: u32,
     inputs: u32,
+    /// As whom it interrupts, where that is remapped, and its inputs' entries.
+    remapping: Once<Remapping>,
+    entries: Mutex<BTreeMap<u32, u16>>,
 }
 
 static IO_APICS: Once<Vec<IoApic>> = Once::new();
@@ -61,6 +67,8 @@ pub fn init(found: &[IoApicInfo]) {
             registers,
             first_gsi: info.first_gsi,
             inputs: 0,
+            remapping: Once::new(),
+            entries: Mutex::new(BTreeMap::new()),
         };
         io_apic.inputs = ((io_apic.read(VERSION) >> 16) & 0xff) + 1;
         for input in 0..io_apic.inputs {
@@ -83,13 +91,49 @@ pub fn has(gsi: u32) -> bool {
     find(gsi).is_some()
 }
 
-/// Routes input `gsi` to `vector` on the CPU with this APIC ID (at most 255: without interrupt
-/// remapping there is no more), unmasked.
-pub fn route(gsi: u32, vector: u8, apic_id: u8, trigger: Trigger) {
+/// The interrupts of the I/O APIC that begins with `first_gsi` are remapped from now on: before any
+/// input is routed.
+pub fn remap(first_gsi: u32, remapping: Remapping) {
+    let io_apics = IO_APICS.get().into_iter().flatten();
+    for io_apic in io_apics.filter(|io_apic| io_apic.first_gsi == first_gsi) {
+        io_apic.remapping.call_once(|| remapping.clone());
+    }
+}
+
+impl IoApic {
+    /// What the upper half of an input's entry says of where it goes, and what the lower half adds.
+    fn destination(&self, input: u32, vector: Vector, trigger: Trigger) -> Option<(u32, u32)> {
+        let Some(remapping) = self.remapping.get() else {
+            return Some((vector.apic_id << 24, 0));
+        };
+        let mut entries = self.entries.lock();
+        let entry = match entries.get(&input) {
+            Some(&entry) => {
+                remapping.retarget(entry, vector, trigger.level);
+                entry
+            }
+            None => {
+                let entry = remapping.bind(vector, trigger.level)?;
+                entries.insert(input, entry);
+                entry
+            }
+        };
+        // VT-d 5.1.2.1: the number in bits 63 to 49, its highest bit in bit 11.
+        let entry = u32::from(entry);
+        Some(((entry & 0x7fff) << 17 | 1 << 16, entry >> 15 << 11))
+    }
+}
+
+/// Routes input `gsi` to `vector`, unmasked. Where interrupts are not remapped, to APIC IDs up to 255
+/// alone.
+pub fn route(gsi: u32, vector: Vector, trigger: Trigger) {
     let Some((io_apic, input)) = find(gsi) else {
         return;
     };
-    let mut low = u32::from(vector);
+    let Some((high, more)) = io_apic.destination(input, vector, trigger) else {
+        return;
+    };
+    let mut low = u32::from(vector.vector) | more;
     if trigger.level {
         low |= ENTRY_LEVEL;
     }
@@ -98,7 +142,7 @@ pub fn route(gsi: u32, vector: u8, apic_id: u8, trigger: Trigger) {
     }
     locked(|| {
         io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
-        io_apic.write(TABLE + 2 * input + 1, u32::from(apic_id) << 24);
+        io_apic.write(TABLE + 2 * input + 1, high);
         io_apic.write(TABLE + 2 * input, low);
     });
 }

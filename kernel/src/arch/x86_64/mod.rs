@@ -7,6 +7,8 @@ pub mod percpu;
 pub mod smp;
 pub mod traps;
 
+use core::ptr::NonNull;
+
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
@@ -18,6 +20,19 @@ pub const MAX_CPUS: usize = 256;
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC has no side effect.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Writes what is cached of `len` bytes from `start` on to memory, before later stores. Intel SDM
+/// volume 2, CLFLUSH, which orders itself among stores to the same lines; the fence does the rest.
+pub fn write_back(start: NonNull<u8>, len: usize) {
+    const LINE: usize = 64;
+    let first = start.as_ptr() as usize & !(LINE - 1);
+    for line in (first..start.as_ptr() as usize + len).step_by(LINE) {
+        // SAFETY: every x86-64 CPU has both; a line that is written back has the same contents.
+        unsafe { core::arch::x86_64::_mm_clflush(line as *const u8) };
+    }
+    // SAFETY: as above.
+    unsafe { core::arch::x86_64::_mm_mfence() };
 }
 
 /// Turns on what this CPU offers and the kernel relies on or profits from: write protection in

@@ -4,6 +4,7 @@ mod bench;
 mod buffers;
 mod crash;
 mod dma;
+mod iommu;
 mod machine;
 mod pci;
 mod test;
@@ -106,6 +107,12 @@ static COMMANDS: &[Command] = &[
         "",
         "the fences of shared buffers",
         buffers::fences
+    ),
+    command!(
+        "iommu",
+        "",
+        "units, what each device reaches, and who strayed",
+        iommu::iommu
     ),
     command!(
         "resv",

@@ -1,0 +1,238 @@
+//! A function's domain, as its driver's DMA space.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hal::dma::{Buffer, DmaOps, Extent, MapError, PAGE, RawMapping};
+use hal::pci::Address;
+use smallvec::SmallVec;
+use spin::{Mutex, Once};
+use vcm::{MmuError, Vcm};
+use vtd::{Domain, Window};
+
+use super::IOMMU;
+use crate::drivers::{dma, hotplug};
+use crate::pci::bus;
+
+/// Addresses that a domain has. Each has others than those before it, as far as they go round, so
+/// that a device's stray reaches neither memory by its physical address nor what another has mapped.
+pub(super) const WINDOW: u64 = 1 << 32;
+
+/// Where processors take writes for interrupts: nothing can be mapped there. VT-d 3.15.
+const INTERRUPTS: Range<u64> = 0xfee0_0000..0xfef0_0000;
+
+/// The domain of a function that a driver has.
+pub struct Confined {
+    domain: Arc<Domain>,
+    /// Its addresses; made when its driver has said how many address lines it has.
+    context: Once<Option<Arc<Vcm>>>,
+    limit: AtomicU64,
+    /// What firmware reserved for it, mapped where it lies.
+    reserved: Vec<Range<u64>>,
+}
+
+static CONFINED: Mutex<BTreeMap<Address, Weak<Confined>>> = Mutex::new(BTreeMap::new());
+static NEXT_WINDOW: AtomicU64 = AtomicU64::new(0);
+
+/// The functions that have domains, by address.
+pub fn all() -> Vec<Arc<Confined>> {
+    CONFINED.lock().values().filter_map(Weak::upgrade).collect()
+}
+
+/// The domain of the function at `address`, where it has one.
+pub(super) fn find(address: Address) -> Option<Arc<Confined>> {
+    CONFINED.lock().get(&address)?.upgrade()
+}
+
+/// Takes everything from the function at `address`, if it has a domain: it reaches nothing until it
+/// is handed out again. Whether that is so; `false` where it is not confined.
+pub fn revoke(address: Address) -> bool {
+    find(address).is_some_and(|confined| confined.domain.revoke().is_ok())
+}
+
+/// The function at `address` is nobody's any more.
+pub fn release(address: Address) {
+    if let Some(confined) = CONFINED
+        .lock()
+        .remove(&address)
+        .and_then(|weak| weak.upgrade())
+    {
+        // A unit that fails has said so.
+        let _ = confined.domain.revoke();
+    }
+}
+
+/// Functions that have strayed, and have not left the bus since.
+static QUARANTINE: Mutex<BTreeSet<Address>> = Mutex::new(BTreeSet::new());
+
+/// Whether the function at `address` has strayed.
+pub fn is_quarantined(address: Address) -> bool {
+    QUARANTINE.lock().contains(&address)
+}
+
+/// Takes everything from a function that has strayed, and has nobody get it.
+pub(super) fn quarantine(address: Address) {
+    QUARANTINE.lock().insert(address);
+    revoke(address);
+}
+
+/// The function at `address` has left the bus.
+pub fn forget(address: Address) {
+    release(address);
+    QUARANTINE.lock().remove(&address);
+}
+
+impl Confined {
+    /// The function whose domain this is has it from here on.
+    pub(super) fn register(domain: Arc<Domain>, reserved: Vec<Range<u64>>) -> Arc<Self> {
+        let address = domain.device();
+        let confined = Arc::new(Self {
+            domain,
+            context: Once::new(),
+            limit: AtomicU64::new(u64::MAX),
+            reserved,
+        });
+        CONFINED.lock().insert(address, Arc::downgrade(&confined));
+        confined
+    }
+
+    /// The domain.
+    pub fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+
+    /// Its addresses; `None` before anything was mapped.
+    pub fn context(&self) -> Option<&Arc<Vcm>> {
+        self.context.get()?.as_ref()
+    }
+
+    /// Pages of 4 KiB that the function reaches, counted in its tables; what firmware reserved left
+    /// out.
+    pub fn reachable(&self) -> usize {
+        let [small, medium, large] = self.domain.pages();
+        let pages = small + (medium << 9) + (large << 18);
+        let bytes: u64 = self
+            .reserved
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
+        pages.saturating_sub(bytes as usize / PAGE)
+    }
+
+    fn space(&self) -> Result<&Arc<Vcm>, MapError> {
+        let context = self.context.call_once(|| {
+            let window = Window::new(self.domain.clone(), self.window()?)?;
+            let context = Vcm::new(alloc::format!("{}", self.domain.device()), Arc::new(window))?;
+            for range in self.reserved.iter().chain([&INTERRUPTS]) {
+                // Most often it is elsewhere.
+                let _ = context.exclude(range.clone());
+            }
+            Some(context)
+        });
+        context.as_ref().ok_or(MapError::Exhausted)
+    }
+
+    /// Addresses above all memory; for a device that does not reach as far, the low ones.
+    fn window(&self) -> Option<Range<u64>> {
+        let end = 1 << self.domain.unit().capabilities().address_bits;
+        let limit = self
+            .limit
+            .load(Ordering::Relaxed)
+            .saturating_add(1)
+            .min(end);
+        let base = IOMMU.get()?.base;
+        let count = limit.saturating_sub(base) / WINDOW;
+        if count == 0 {
+            return Some(PAGE as u64..limit & !(PAGE as u64 - 1));
+        }
+        let start = base + NEXT_WINDOW.fetch_add(1, Ordering::Relaxed) % count * WINDOW;
+        Some(start..start + WINDOW)
+    }
+}
+
+/// The whole pages that hold `len` bytes from `at` on.
+fn pages(at: u64, len: usize) -> Option<Range<u64>> {
+    let page = PAGE as u64;
+    let end = at.checked_add(len as u64)?.checked_next_multiple_of(page)?;
+    Some(at & !(page - 1)..end)
+}
+
+fn refused(error: vcm::Error) -> MapError {
+    match error {
+        vcm::Error::Mmu(MmuError::Gone | MmuError::TimedOut) => MapError::Gone,
+        vcm::Error::OutOfRange => MapError::Unreachable,
+        _ => MapError::Exhausted,
+    }
+}
+
+impl Confined {
+    fn map_buffer(&self, buffer: &Buffer) -> Result<u64, MapError> {
+        let Extent { phys, len } = buffer.memory;
+        let whole = pages(phys, len).ok_or(MapError::Unreachable)?;
+        let piece = Extent {
+            phys: whole.start,
+            len: (whole.end - whole.start) as usize,
+        };
+        let start = self
+            .space()?
+            .map_streaming(&[piece], buffer.direction.into());
+        Ok(start.map_err(refused)? + (phys - whole.start))
+    }
+
+    fn unmap_all(&self, segments: &[(u64, usize)]) {
+        let ranges: SmallVec<[_; 2]> = segments
+            .iter()
+            .filter_map(|&(at, len)| pages(at, len))
+            .collect();
+        let unmapped = self
+            .space()
+            .map(|context| context.unmap_streaming(&ranges).is_ok());
+        // Where the unit does not say that the memory is out of reach, what is above the function can
+        // still keep it from everything.
+        if unmapped == Ok(false) && !bus::isolate(self.domain.device()) {
+            log::error!("WARN {}: may reach what was unmapped", self.domain.device());
+        }
+    }
+}
+
+impl DmaOps for Confined {
+    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            match self.map_buffer(buffer) {
+                Ok(at) => mapping.push(at, buffer.memory.len),
+                Err(error) => {
+                    if !mapping.segments().is_empty() {
+                        self.unmap_all(mapping.segments());
+                    }
+                    return Err(error);
+                }
+            }
+            mapping.end_buffer();
+        }
+        dma::note(buffers, mapping);
+        Ok(())
+    }
+
+    fn unmap(&self, mapping: &RawMapping) {
+        dma::forget(mapping);
+        self.unmap_all(mapping.segments());
+    }
+
+    fn set_limit(&self, highest: u64) {
+        self.limit.fetch_min(highest, Ordering::Relaxed);
+    }
+
+    fn revoke(&self) -> bool {
+        self.domain.revoke().is_ok()
+    }
+
+    fn isolate(&self) -> bool {
+        let address = self.domain.device();
+        let isolated = self.domain.revoke().is_ok() || bus::isolate(address);
+        hotplug::look(address);
+        isolated
+    }
+}
