@@ -30,6 +30,9 @@ use crate::work::{Kind, Work};
 /// How often a task that polls looks before it lets others run: for about as long as a short copy
 /// takes.
 const LOOKS: usize = 128;
+/// So much at most counts of the time between two looks of a task that polls: a machine that stood
+/// still for longer may have given the engine as little.
+const STAND: Duration = Duration::from_millis(50);
 
 /// What a channel has done since it was registered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -421,14 +424,15 @@ impl DmaChan {
         notice.told.until(deadline).await
     }
 
-    /// Polls for the end of an operation that this channel was given, at most for `limit`. Other
-    /// tasks of this CPU run now and then; no timer is set.
+    /// Polls for the end of an operation that this channel was given, for `limit` at most, of which
+    /// time that the CPU was away counts for little. Other tasks of this CPU run now and then; no
+    /// timer is set.
     pub async fn poll_for(
         &self,
         fence: &Fence,
         limit: Duration,
     ) -> Result<Result<(), FenceError>, Elapsed> {
-        let mut begin = None;
+        let (mut last, mut spent) = (None, Duration::ZERO);
         loop {
             for _ in 0..LOOKS {
                 self.inner.ops.poll();
@@ -436,7 +440,11 @@ impl DmaChan {
                     return Ok(result);
                 }
             }
-            if begin.get_or_insert_with(Instant::now).elapsed() > limit {
+            let now = Instant::now();
+            spent += last
+                .replace(now)
+                .map_or(Duration::ZERO, |last| (now - last).min(STAND));
+            if spent > limit {
                 return Err(Elapsed);
             }
             hal::task::yield_now().await;

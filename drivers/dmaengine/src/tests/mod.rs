@@ -2,6 +2,7 @@
 
 mod clients;
 mod hurry;
+mod polling;
 mod removal;
 
 use alloc::sync::Arc;
