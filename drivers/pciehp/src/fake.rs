@@ -21,6 +21,12 @@ use crate::registers::{
 pub(crate) const EXPRESS: usize = 0x40;
 pub(crate) const ERRORS: usize = 0x100;
 
+/// So many microseconds of the play. Under Miri, whose clock goes on by what it executes, they are
+/// longer: else every wait would be over before anybody has looked.
+pub(crate) const fn micros(count: u64) -> Duration {
+    Duration::from_micros(if cfg!(miri) { 100 * count } else { count })
+}
+
 /// What a slot has, and how it behaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Model {
@@ -54,9 +60,9 @@ impl Default for Model {
             slot: ALL,
             tells_link: true,
             tells_errors: true,
-            command: Some(Duration::from_micros(300)),
-            link: Some(Duration::from_micros(500)),
-            answer: Duration::from_micros(500),
+            command: Some(micros(300)),
+            link: Some(micros(500)),
+            answer: micros(500),
             in_band: false,
             shorted: false,
         }
