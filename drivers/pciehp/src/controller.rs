@@ -482,7 +482,8 @@ mod tests {
             8 => prop_oneof![5 => Just(true), 1 => Just(false)].prop_map(Fate::End),
         ];
         let port = prop_oneof![9 => Just(None), 1 => Just(Some(Fate::PortGone))];
-        (prop::collection::vec(fate, 0..60), port)
+        let most = if cfg!(miri) { 10 } else { 60 };
+        (prop::collection::vec(fate, 0..most), port)
             .prop_map(|(fates, port)| fates.into_iter().chain(port).collect())
     }
 
