@@ -115,7 +115,7 @@ nightly: toolchain
 miri: nightly
 	MIRIFLAGS="-Zmiri-strict-provenance" $(MIRI) -p dma-fence -p ioat-spec
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
-	    -p hal -p vcm -p vtd -p dmaengine -p dma-buf -p ioat --features hal/host
+	    -p hal -p vcm -p vtd -p dmaengine -p dma-buf -p ioat -p pciehp --features hal/host
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks -Zmiri-disable-weak-memory-emulation \
 	    $(MIRI_PROPTEST)" $(MIRI) --lib -p edu --features hal/host
 
