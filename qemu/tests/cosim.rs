@@ -22,3 +22,5 @@ mod gone;
 mod life;
 #[path = "cosim/rest.rs"]
 mod rest;
+#[path = "cosim/strays.rs"]
+mod strays;

@@ -82,7 +82,8 @@ stray@N:AIM[:WAY[:COUNT[:US]]]
                        completed  destinations that were completed and unmapped
                        removed    all these, but for foreign, once bus mastering is off or the slot
                                   empty
-                       interrupt  writes to 0xfeeXX000, as messages that were never configured
+                       interrupt  messages that were never configured, by free entries of the IOMMU's
+                                  table; by mapped or write
                  WAY   mapped     through the mapped files, by turns writing and reading: outside a
                                   mapped window there is nothing to hit
                        read       by the message DMA_READ
@@ -209,7 +210,8 @@ fn stray(text: &str) -> Option<Stray> {
         .next()
         .map_or(Some(10_000), |n| number(n, 1..=u64::MAX))?;
     let pause_us = words.next().map_or(Some(0), |n| number(n, 0..=1_000_000))?;
-    words.next().is_none().then_some(Stray {
+    let known = words.next().is_none() && (aim, way) != (Aim::Interrupt, Way::Read);
+    known.then_some(Stray {
         from,
         aim,
         way,
@@ -322,6 +324,7 @@ mod tests {
             "stray@0:edge",
             "stray@1:void",
             "stray@1:edge:walk",
+            "stray@1:interrupt:read",
             "stray@1:edge:read:0",
             "stray@1:edge:read:1:1000001",
             "stray@1:edge:read:1:1:1",

@@ -88,7 +88,7 @@ named! {
     Completed "completed",
     /// All of these, once the engine has been taken away: its bus mastering is off or its slot empty.
     Removed "removed",
-    /// The addresses of interrupt messages, none of which was configured.
+    /// Interrupts that were never configured: messages by entries that nobody has.
     Interrupt "interrupt",
 }
 
@@ -138,6 +138,16 @@ impl StrayCount {
     }
 }
 
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} by {} from descriptor {} on",
+            self.aim, self.way, self.from
+        )
+    }
+}
+
 #[derive(Default)]
 struct Tally {
     attempted: AtomicU64,
@@ -145,6 +155,14 @@ struct Tally {
     refused: AtomicU64,
     unanswered: AtomicU64,
     remapped: AtomicU64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [made, landed, refused] = [&self.attempted, &self.landed, &self.refused]
+            .map(|counter| counter.load(Ordering::Relaxed));
+        write!(f, "{made} made, {landed} landed, {refused} refused")
+    }
 }
 
 /// How one access ended.
@@ -204,6 +222,7 @@ impl Strays {
                     .spawn(move || {
                         let (order, tally) = &strays.orders[n];
                         strays.run(order, tally);
+                        log::warn!("strays: {order}: {tally}");
                         strays.lock().over += 1;
                         strays.changed.notify_all();
                     })

@@ -1,6 +1,7 @@
 //! The real engine model wired to the real driver: registers, configuration space, interrupts and
 //! memory, in one process.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,12 +43,23 @@ pub(crate) struct Tricks {
     pub(crate) isolable: AtomicBool,
     pub(crate) isolations: AtomicUsize,
     isolated: AtomicBool,
+    /// The engine reaches what is mapped for it, and nothing else.
+    pub(crate) confines: AtomicBool,
+    mapped: Mutex<Vec<Range<u64>>>,
     /// A RESET waits while `hold_reset` is set, and says so.
     pub(crate) hold_reset: AtomicBool,
     pub(crate) reset_held: AtomicBool,
 }
 
 impl Tricks {
+    /// Whether the engine reaches `len` bytes at `addr`.
+    fn reaches(&self, addr: u64, len: usize) -> Result<(), MemoryError> {
+        let inside = |range: &Range<u64>| range.contains(&addr) && len as u64 <= range.end - addr;
+        let reached = !self.confines.load(Ordering::Relaxed)
+            || self.mapped.lock().unwrap().iter().any(inside);
+        reached.then_some(()).ok_or(MemoryError)
+    }
+
     /// Holds a copy. Bounded, for a driver that suspends nothing.
     fn held(&self) {
         let begun = std::time::Instant::now();
@@ -64,10 +76,12 @@ struct Arena(Arc<Tricks>);
 
 impl GuestMemory for Arena {
     fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        self.0.reaches(addr, bytes.len())?;
         host::bus_read(addr, bytes).map_err(|_| MemoryError)
     }
 
     fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.0.reaches(addr, bytes.len())?;
         host::bus_write(addr, bytes).map_err(|_| MemoryError)
     }
 
@@ -79,6 +93,9 @@ impl GuestMemory for Arena {
                 return Err(CopyError::Source);
             }
         }
+        let reaches = |addr| self.0.reaches(addr, len);
+        reaches(src).map_err(|_| CopyError::Source)?;
+        reaches(dst).map_err(|_| CopyError::Destination)?;
         host::bus_pointer(src, len).map_err(|_| CopyError::Source)?;
         let isolated = self.0.isolated.load(Ordering::SeqCst);
         let copied = if isolated {
@@ -96,6 +113,7 @@ impl GuestMemory for Arena {
         if self.0.no_fetch.load(Ordering::Relaxed) {
             return Err(MemoryError);
         }
+        self.0.reaches(addr, 8)?;
         host::bus_load64(addr).map_err(|_| MemoryError)
     }
 
@@ -104,6 +122,7 @@ impl GuestMemory for Arena {
         if self.0.isolated.load(Ordering::SeqCst) {
             return Err(MemoryError);
         }
+        self.0.reaches(addr, 8)?;
         let foreign = self.0.foreign_completion.load(Ordering::Relaxed);
         let value = if foreign { value + (1 << 30) } else { value };
         host::bus_store64(addr, value).map_err(|_| MemoryError)
@@ -216,20 +235,34 @@ impl MmioOps for Bar {
 }
 
 /// The bus as the engine's address space: addresses are physical ones.
-struct Bus(Arc<Tricks>);
+struct Bus(Arc<Engine>, Arc<Tricks>);
 
 impl DmaOps for Bus {
     fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
         mapping.push_direct(buffers);
+        for &(addr, len) in mapping.segments() {
+            let range = addr..addr + len as u64;
+            self.0.announce(range.clone());
+            self.1.mapped.lock().unwrap().push(range);
+        }
         Ok(())
     }
 
-    fn unmap(&self, _: &RawMapping) {}
+    fn unmap(&self, mapping: &RawMapping) {
+        for &(addr, len) in mapping.segments() {
+            let range = addr..addr + len as u64;
+            let mut mapped = self.1.mapped.lock().unwrap();
+            let at = mapped.iter().position(|known| *known == range);
+            mapped.swap_remove(at.expect("mapped once for each time"));
+            drop(mapped);
+            self.0.withdraw(range);
+        }
+    }
 
     fn isolate(&self) -> bool {
-        self.0.isolations.fetch_add(1, Ordering::Relaxed);
-        let isolated = self.0.isolable.load(Ordering::Relaxed);
-        self.0.isolated.fetch_or(isolated, Ordering::SeqCst);
+        self.1.isolations.fetch_add(1, Ordering::Relaxed);
+        let isolated = self.1.isolable.load(Ordering::Relaxed);
+        self.1.isolated.fetch_or(isolated, Ordering::SeqCst);
         isolated
     }
 }
@@ -408,7 +441,7 @@ impl Rig {
             },
             config,
             bars,
-            dma: DmaSpace::new(Arc::new(Bus(self.tricks.clone()))),
+            dma: DmaSpace::new(Arc::new(Bus(self.engine.clone(), self.tricks.clone()))),
             interrupts: Interrupts::new(Arc::new(routes)),
             node: None,
         }

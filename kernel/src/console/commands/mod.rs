@@ -4,6 +4,7 @@ mod bench;
 mod buffers;
 mod crash;
 mod dma;
+mod guard;
 mod iommu;
 mod machine;
 mod pci;
@@ -135,6 +136,7 @@ static COMMANDS: &[Command] = &[
         "the test suites in the kernel, as fences, resv, pipeline",
         async test::test
     ),
+    command!("guard", "fill|check", "marks free memory; sees whether anybody wrote there", async guard::guard),
     command!(
         "crash",
         "panic|stack|fault",

@@ -10,8 +10,11 @@ use super::{Aim, PATTERN};
 const KEPT: usize = 64;
 /// What is shorter than this is no memory of the machine's.
 const SHORTEST_RAM: u64 = 1 << 20;
-/// Where interrupt messages go (Intel SDM vol. 3A, "Message Address Register Format").
-const MESSAGES: u64 = 0xfee0_0000;
+/// Where interrupt messages go that name an entry of an IOMMU's table, whose number is in bits 5 to 19
+/// (Intel VT-d specification, "Interrupt Requests in Remappable Format").
+const MESSAGES: u64 = 0xfee0_0010;
+/// Entries from here on are nobody's: interrupts are given out from the first on.
+const FREE_ENTRIES: u64 = 0x1000;
 
 const LEN: u64 = PATTERN.len() as u64;
 
@@ -90,7 +93,7 @@ impl Targets {
                 (0..4).find_map(|n| self.aim(aims[((number + n) % 4) as usize], number / 4))
             }
             Aim::Interrupt => {
-                let at = MESSAGES + ((number % 256) << 12);
+                let at = MESSAGES | (FREE_ENTRIES + number % FREE_ENTRIES) << 5;
                 Some(at..at + 4)
             }
         }
@@ -159,13 +162,26 @@ impl Targets {
         })
     }
 
-    /// The byte before or behind a window, each of which is tried.
+    /// The byte before or behind a window, each of which is tried. Where no window is left, those that
+    /// were taken back last.
     fn edge(&self, number: u64) -> Option<Range<u64>> {
-        let first = (number / 2 % self.windows.len().max(1) as u64) as usize;
-        let in_turn = self.windows.iter().skip(first);
-        let in_turn = in_turn.chain(self.windows.iter().take(first));
+        let windows = self.windows.iter().map(|(start, end)| (*start, *end));
+        let unmapped = self
+            .unmapped
+            .iter()
+            .rev()
+            .map(|range| (range.start, range.end));
+        let none_left = self.windows.is_empty();
+        let count = if none_left {
+            unmapped.len()
+        } else {
+            windows.len()
+        };
+        let first = (number / 2 % count.max(1) as u64) as usize;
+        let all = windows.chain(unmapped.filter(|_| none_left));
+        let in_turn = all.clone().skip(first).chain(all.take(first));
         in_turn
-            .flat_map(|(&start, &end)| {
+            .flat_map(|(start, end)| {
                 let before = start.checked_sub(1).map(|at| at..start);
                 let behind = end.checked_add(1).map(|next| end..next);
                 if number.is_multiple_of(2) {
@@ -291,6 +307,12 @@ mod tests {
         let starts: Vec<_> = seen.iter().map(|range| range.start).collect();
         assert_eq!(starts, [0xffff, 0x12000, 0x1ffff, 0x21000]);
         assert!(seen.iter().all(|range| range.end - range.start == 1));
+        // Of those that were, where none is left.
+        let mut targets = confined();
+        targets.withdraw_all();
+        let edges = all(&targets, Aim::Edge);
+        assert_eq!(edges.len(), 1000);
+        assert!(edges.contains(&(0xffff..0x10000)) && edges.contains(&(0x31000..0x31001)));
     }
 
     #[test]
