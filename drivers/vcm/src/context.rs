@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::mem;
 use core::ops::Range;
+use core::slice;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hal::dma::Extent;
@@ -327,30 +328,32 @@ impl Vcm {
         pieces: &[Extent],
         access: Access,
     ) -> Result<(), Failed> {
-        let mut end = at;
+        // What is mapped, and what of it and behind it a cache may have seen.
+        let (mut end, mut seen) = (at, at);
         let mut pages = [0; PageSize::ALL.len()];
         let mapped = pieces.iter().try_for_each(|piece| {
             for run in self.sizes.runs(end, piece.phys, piece.len as u64) {
+                seen = end + run.len;
                 self.mmu.map(run, access)?;
-                end += run.len;
+                end = seen;
                 pages[run.page as usize] += run.pages();
             }
             Ok(())
         });
-        match mapped.and_then(|()| self.mmu.sync_map(&(at..end))) {
-            Ok(()) => {
-                for (all, new) in self.pages.iter().zip(pages) {
-                    if new > 0 {
-                        all.fetch_add(new, Ordering::Relaxed);
-                    }
+        let Err(error) = mapped.and_then(|()| self.mmu.sync_map(&(at..end))) else {
+            for (all, new) in self.pages.iter().zip(pages) {
+                if new > 0 {
+                    all.fetch_add(new, Ordering::Relaxed);
                 }
-                Ok(())
             }
-            Err(error) => {
-                let dirty = end > at && self.unmap_range(at..end).is_err();
-                Err(Failed { error, dirty })
-            }
+            return Ok(());
+        };
+        if end > at {
+            self.mmu.unmap(&(at..end));
         }
+        let flushed = self.mmu.flush(slice::from_ref(&(at..seen)));
+        let dirty = flushed.is_err();
+        Err(Failed { error, dirty })
     }
 
     /// Unmaps a range; on an error the unit may still use it.

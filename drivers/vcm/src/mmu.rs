@@ -43,7 +43,8 @@ pub trait Mmu: Send + Sync {
         None
     }
 
-    /// Makes pages translate. Nothing is mapped there. On an error, nothing of the run is.
+    /// Makes pages translate. Nothing is mapped there. On an error, nothing of the run is in the tables;
+    /// a flush follows.
     fn map(&self, run: Run, access: Access) -> Result<(), MmuError>;
 
     /// New translations of `range` are used from now on: for units that cache their absence.
