@@ -322,15 +322,17 @@ struct Addresses {
 }
 
 impl DmaOps for Addresses {
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
-        for &Buffer { memory, direction } in buffers {
-            let far = !self.near && direction != Direction::Both;
-            // Two segments, as from an IOMMU that keeps pages apart.
-            let first = memory.len.min(4096 - memory.phys as usize % 4096);
-            let base = memory.phys + if far { 1 << BITS } else { 0 };
-            let all = [(base, first), (base + first as u64, memory.len - first)];
-            for (addr, len) in all.into_iter().filter(|&(_, len)| len > 0) {
-                mapping.push(addr, len);
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            let far = !self.near && buffer.direction != Direction::Both;
+            for memory in buffer.extents() {
+                // Two segments, as from an IOMMU that keeps pages apart.
+                let first = memory.len.min(4096 - memory.phys as usize % 4096);
+                let base = memory.phys + if far { 1 << BITS } else { 0 };
+                let all = [(base, first), (base + first as u64, memory.len - first)];
+                for (addr, len) in all.into_iter().filter(|&(_, len)| len > 0) {
+                    mapping.push(addr, len);
+                }
             }
             mapping.end_buffer();
         }

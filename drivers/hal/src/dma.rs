@@ -7,6 +7,7 @@
 //!   CPUs can only read. An operation holds both until the device is done with them.
 //! - [`Coherent`] memory, which CPU and device share all the time, is accessed in atomic words.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
@@ -15,7 +16,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::machine::{RawMemory, machine};
+use crate::machine::{RawMemory, RawScattered, machine};
 
 /// Memory is handed out in multiples of this many bytes.
 pub const PAGE: usize = 4096;
@@ -41,12 +42,15 @@ pub struct Extent {
 
 /// A buffer of whole pages with one owner, who alone reads and writes it as bytes.
 ///
-/// Its length is what was asked for; the rest of its last page belongs to it, unused.
+/// Its length is what was asked for; the rest of its last page belongs to it, unused. It is one piece
+/// of physical memory unless it was asked for in many.
 pub struct Memory {
+    /// As the CPU sees it, and where the first piece is. Of length 0 where a device may still write
+    /// it: nobody gets it any more.
     raw: RawMemory,
     len: usize,
-    /// A device may still write it: nobody gets it any more.
-    withheld: bool,
+    /// Of memory in many pieces.
+    scattered: Option<Box<RawScattered>>,
 }
 
 /// Buffers that were withheld and dropped.
@@ -84,16 +88,61 @@ impl Memory {
         Ok(Self {
             raw,
             len,
-            withheld: false,
+            scattered: None,
         })
     }
 
-    /// The physical memory behind the whole buffer. For those who map.
+    /// `len` zeroed bytes that are one range for the CPU, and pieces of `chunk` bytes in physical
+    /// memory, of which none follows its neighbour: what a machine has left when no large block is.
+    pub fn scattered(len: usize, chunk: usize) -> Result<Self, OutOfMemory> {
+        if len == 0 || chunk < PAGE || !chunk.is_power_of_two() {
+            return Err(OutOfMemory);
+        }
+        let whole = len.checked_next_multiple_of(chunk).ok_or(OutOfMemory)?;
+        let scattered = machine().alloc_scattered(whole, chunk).ok_or(OutOfMemory)?;
+        let raw = RawMemory {
+            ptr: scattered.ptr,
+            phys: *scattered.pieces.first().ok_or(OutOfMemory)?,
+            len: whole,
+        };
+        // SAFETY: the machine hands out `whole` writable bytes that nobody else refers to.
+        unsafe { raw.ptr.write_bytes(0, whole) };
+        Ok(Self {
+            raw,
+            len,
+            scattered: Some(Box::new(scattered)),
+        })
+    }
+
+    /// The physical memory behind the whole buffer, or its first piece.
     pub fn extent(&self) -> Extent {
+        let scattered = self.scattered.as_ref();
         Extent {
             phys: self.raw.phys,
-            len: self.len,
+            len: scattered.map_or(self.len, |memory| memory.chunk.min(self.len)),
         }
+    }
+
+    /// The physical memory behind the whole buffer, in its order.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + Clone {
+        self.buffer(&(0..self.len), Direction::Both).extents()
+    }
+
+    /// The bytes `range`, for whoever maps them.
+    fn buffer(&self, range: &Range<usize>, direction: Direction) -> Buffer<'_> {
+        Buffer {
+            first: self.raw.phys + range.start as u64,
+            len: range.end - range.start,
+            scattered: self
+                .scattered
+                .as_deref()
+                .map(|memory| (memory, range.start)),
+            direction,
+        }
+    }
+
+    fn withhold(&mut self) {
+        self.raw.len = 0;
     }
 }
 
@@ -101,7 +150,7 @@ impl Deref for Memory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `raw.ptr` is valid for `raw.len >= len` initialised bytes, which live as long
+        // SAFETY: `raw.ptr` is valid for `len` initialised bytes and more, which live as long
         // as `self`; no device writes them while `self` can be reached (see `Destination`).
         unsafe { core::slice::from_raw_parts(self.raw.ptr.as_ptr(), self.len) }
     }
@@ -116,8 +165,13 @@ impl DerefMut for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.withheld {
+        let scattered = self.scattered.take();
+        if self.raw.len == 0 {
             WITHHELD.fetch_add(1, Ordering::Relaxed);
+            core::mem::forget(scattered);
+            return;
+        }
+        if scattered.is_some() {
             return;
         }
         // SAFETY: `raw` came from `alloc_memory`; `self` was its only owner.
@@ -159,7 +213,8 @@ impl Source {
         self.range.is_empty()
     }
 
-    /// Where in physical memory the first byte lies: alignment, not an address for devices.
+    /// Where in physical memory the first byte lies, or would if the memory were one piece: alignment,
+    /// not an address for devices.
     pub fn phys(&self) -> u64 {
         self.memory.raw.phys + self.range.start as u64
     }
@@ -169,15 +224,8 @@ impl Source {
         &self.memory[self.range.clone()]
     }
 
-    fn buffer(&self) -> Buffer {
-        let memory = Extent {
-            phys: self.phys(),
-            len: self.len(),
-        };
-        Buffer {
-            memory,
-            direction: Direction::ToDevice,
-        }
+    fn buffer(&self) -> Buffer<'_> {
+        self.memory.buffer(&self.range, Direction::ToDevice)
     }
 }
 
@@ -208,7 +256,7 @@ impl Destination {
     /// The device that was to write it could not be stopped, and may write it at any time: whoever
     /// drops the buffer, its memory is never handed out again. Its bytes are nobody's to read.
     pub fn withhold(&mut self) {
-        self.memory.withheld = true;
+        self.memory.withhold();
     }
 
     /// Bytes to write.
@@ -221,7 +269,8 @@ impl Destination {
         self.range.is_empty()
     }
 
-    /// Where in physical memory the first byte lies: alignment, not an address for devices.
+    /// Where in physical memory the first byte lies, or would if the memory were one piece: alignment,
+    /// not an address for devices.
     pub fn phys(&self) -> u64 {
         self.memory.raw.phys + self.range.start as u64
     }
@@ -231,15 +280,8 @@ impl Destination {
         &mut self.memory[self.range.clone()]
     }
 
-    fn buffer(&self) -> Buffer {
-        let memory = Extent {
-            phys: self.phys(),
-            len: self.len(),
-        };
-        Buffer {
-            memory,
-            direction: Direction::FromDevice,
-        }
+    fn buffer(&self) -> Buffer<'_> {
+        self.memory.buffer(&self.range, Direction::FromDevice)
     }
 }
 
@@ -300,12 +342,71 @@ pub struct Segment<'map> {
 }
 
 /// One buffer of a request for a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Where it lies.
-    pub memory: Extent,
+#[derive(Clone, Copy)]
+pub struct Buffer<'a> {
+    /// Where its first byte lies, if it is not scattered.
+    first: u64,
+    len: usize,
+    /// The memory of which it is a part, and from where on.
+    scattered: Option<(&'a RawScattered, usize)>,
     /// What the device does with it.
     pub direction: Direction,
+}
+
+impl<'a> Buffer<'a> {
+    /// How far into its page the first byte lies.
+    pub fn offset(&self) -> u64 {
+        self.first % PAGE as u64
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.len
+    }
+
+    /// Where it lies, if it is one piece by nature. Nearly all are.
+    #[inline]
+    pub fn contiguous(&self) -> Option<Extent> {
+        self.scattered.is_none().then_some(Extent {
+            phys: self.first,
+            len: self.len,
+        })
+    }
+
+    /// Its pieces, in order: whole pages but for the start of the first and the end of the last.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + Clone + use<'a> {
+        let Self {
+            len: all,
+            first,
+            scattered,
+            ..
+        } = *self;
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let left = all - done;
+            if left == 0 {
+                return None;
+            }
+            let (phys, len) = match scattered {
+                None => (first, left),
+                Some((memory, start)) => {
+                    let at = start + done;
+                    let inside = at % memory.chunk;
+                    let piece = memory.pieces.get(at / memory.chunk)?;
+                    (piece + inside as u64, left.min(memory.chunk - inside))
+                }
+            };
+            done += len;
+            Some(Extent { phys, len })
+        })
+    }
+}
+
+impl fmt::Debug for Buffer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ", self.direction)?;
+        f.debug_list().entries(self.extents()).finish()
+    }
 }
 
 /// What a bus answers to a request for a mapping. It is filled in place.
@@ -333,10 +434,20 @@ impl RawMapping {
     }
 
     /// Maps `buffers` one to one: the device's addresses are the physical ones.
-    pub fn push_direct(&mut self, buffers: &[Buffer]) {
-        for Buffer { memory, .. } in buffers {
-            self.push(memory.phys, memory.len);
+    pub fn push_direct(&mut self, buffers: &[Buffer<'_>]) {
+        for buffer in buffers {
+            match buffer.contiguous() {
+                Some(memory) => self.push(memory.phys, memory.len),
+                None => self.push_pieces(buffer),
+            }
             self.end_buffer();
+        }
+    }
+
+    #[cold]
+    fn push_pieces(&mut self, buffer: &Buffer<'_>) {
+        for piece in buffer.extents() {
+            self.push(piece.phys, piece.len);
         }
     }
 
@@ -355,7 +466,7 @@ impl RawMapping {
 pub trait DmaOps: Send + Sync {
     /// Makes `buffers`, one or two, reachable for the device, all or none. `mapping` comes empty,
     /// and gets the segments of each, closed by [`RawMapping::end_buffer`].
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError>;
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError>;
     /// Takes that back. On return the device cannot reach the memory by this mapping any more, so
     /// far as the platform has the means to prevent it.
     fn unmap(&self, mapping: &RawMapping);
@@ -440,10 +551,7 @@ impl DmaSpace {
     pub fn coherent(&self, len: usize, align: usize) -> Result<Coherent, CoherentError> {
         let limit = self.limit.saturating_add(1);
         let memory = Memory::with(len, align, limit).map_err(CoherentError::Memory)?;
-        let buffer = Buffer {
-            memory: memory.extent(),
-            direction: Direction::Both,
-        };
+        let buffer = memory.buffer(&(0..len), Direction::Both);
         let mapping = self.map(buffer).map_err(CoherentError::Map)?;
         if mapping.raw.segments.len() != 1 {
             return Err(CoherentError::Map(MapError::Exhausted));
@@ -451,13 +559,13 @@ impl DmaSpace {
         Ok(Coherent { mapping, memory })
     }
 
-    fn map(&self, buffer: Buffer) -> Result<Mapping, MapError> {
+    fn map(&self, buffer: Buffer<'_>) -> Result<Mapping, MapError> {
         let mut mapping = Mapping::default();
         self.fill(&mut mapping, &[buffer])?;
         Ok(mapping)
     }
 
-    fn fill(&self, mapping: &mut Mapping, buffers: &[Buffer]) -> Result<(), MapError> {
+    fn fill(&self, mapping: &mut Mapping, buffers: &[Buffer<'_>]) -> Result<(), MapError> {
         mapping.clear();
         self.ops
             .map(buffers, &mut mapping.raw)
@@ -570,7 +678,7 @@ impl Coherent {
     /// Takes it out of use where the device could not be stopped: its memory is never handed out
     /// again.
     pub fn withhold(mut self) {
-        self.memory.withheld = true;
+        self.memory.withhold();
     }
 
     /// Size in bytes.
@@ -710,6 +818,74 @@ mod tests {
             OutOfMemory
         );
         assert_eq!(Memory::with(64, PAGE, 0).unwrap_err(), OutOfMemory);
+        for (len, chunk) in [
+            (0, PAGE),
+            (1, 0),
+            (1, 64),
+            (1, 3 * PAGE),
+            (usize::MAX, PAGE),
+        ] {
+            assert_eq!(Memory::scattered(len, chunk).unwrap_err(), OutOfMemory);
+        }
+    }
+
+    #[test]
+    fn scattered_memory_is_one_range_for_the_cpu_and_many_for_the_bus() {
+        for chunk in [PAGE, 4 * PAGE] {
+            let mut memory = Memory::scattered(9 * PAGE - 5, chunk).unwrap();
+            assert!(memory.iter().all(|&byte| byte == 0));
+            for (at, byte) in memory.iter_mut().enumerate() {
+                *byte = (at / 7) as u8;
+            }
+            let pieces: Vec<_> = memory.extents().collect();
+            assert_eq!(pieces.len(), (9 * PAGE).div_ceil(chunk));
+            assert_eq!(pieces[0], memory.extent());
+            let mut at = 0;
+            for piece in &pieces {
+                let mut bytes = vec![0; piece.len];
+                host::bus_read(piece.phys, &mut bytes).unwrap();
+                assert_eq!(bytes, memory[at..at + piece.len]);
+                at += piece.len;
+                let over = host::bus_read(piece.phys + 1, &mut vec![0; chunk]);
+                assert!(over.is_err(), "the next page is another piece");
+            }
+            assert_eq!(at, memory.len());
+            host::bus_write(pieces[1].phys, &[0xa5]).unwrap();
+            assert_eq!(memory[chunk], 0xa5);
+            drop(memory);
+            assert!(host::bus_read(pieces[0].phys, &mut [0]).is_err());
+        }
+    }
+
+    #[test]
+    fn parts_of_scattered_memory_are_mapped_in_pieces() {
+        let space = host::direct_space();
+        let memory = Arc::new(Memory::scattered(5 * PAGE, PAGE).unwrap());
+        let pages: Vec<_> = memory.extents().map(|piece| piece.phys).collect();
+        let places = |range: Range<usize>| {
+            let source = Source::new(memory.clone(), range).unwrap();
+            let mapping = space.map_source(&source).unwrap();
+            let place = |segment: Segment<'_>| (segment.addr.bits(), segment.len);
+            mapping.segments().map(place).collect::<Vec<_>>()
+        };
+        assert_eq!(places(0..1), [(pages[0], 1)]);
+        assert_eq!(places(0..PAGE), [(pages[0], PAGE)]);
+        assert_eq!(
+            places(PAGE - 1..PAGE + 2),
+            [(pages[0] + 4095, 1), (pages[1], 2)]
+        );
+        assert_eq!(
+            places(PAGE + 5..4 * PAGE),
+            [(pages[1] + 5, PAGE - 5), (pages[2], PAGE), (pages[3], PAGE)]
+        );
+        let destination = Destination::new(Memory::scattered(2 * PAGE, PAGE).unwrap(), 7..PAGE + 7);
+        let destination = destination.unwrap();
+        let source = Source::new(memory.clone(), 0..PAGE).unwrap();
+        let mut mapping = Mapping::default();
+        let mapped = space.map_operation(&mut mapping, &destination, Some(&source));
+        mapped.unwrap();
+        let (written, read) = mapping.operation();
+        assert_eq!((written.count(), read.count()), (2, 1));
     }
 
     #[test]
@@ -741,11 +917,17 @@ mod tests {
         let mut destination = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
         destination.withhold();
         let coherent = host::direct_space().coherent(64, 64).unwrap();
+        let scattered = Memory::scattered(2 * PAGE, PAGE).unwrap();
+        let piece = scattered.extent().phys;
+        let mut scattered = Destination::new(scattered, 0..PAGE).unwrap();
+        scattered.withhold();
         let kept = [destination.phys(), coherent.addr().bits()];
         assert_eq!(withheld(), before, "somebody still owns them");
         drop(destination);
         coherent.withhold();
-        assert_eq!(withheld(), before + 2);
+        drop(scattered);
+        assert_eq!(withheld(), before + 3);
+        assert!(host::bus_read(piece, &mut [0]).is_ok());
         // Blocks of this size are handed out lowest first: these two would come again.
         let others: Vec<_> = (0..64).map(|_| Memory::new(64).unwrap()).collect();
         let taken = |phys| others.iter().any(|memory| memory.extent().phys == phys);

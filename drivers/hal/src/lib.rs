@@ -32,4 +32,4 @@ pub mod task;
 pub mod time;
 
 pub(crate) use machine::machine;
-pub use machine::{Machine, RawMemory, TimerId, install};
+pub use machine::{Machine, RawMemory, RawScattered, TimerId, install};

@@ -1,6 +1,7 @@
 //! The services that a machine offers once, as one object.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr::NonNull;
@@ -21,6 +22,18 @@ pub struct RawMemory {
     pub phys: u64,
     /// Bytes, a multiple of the page size.
     pub len: usize,
+}
+
+/// Memory as a machine hands it out in pieces: contiguous for the CPU alone.
+pub struct RawScattered {
+    /// Where the CPU sees it.
+    pub ptr: NonNull<u8>,
+    /// Bytes in a piece.
+    pub chunk: usize,
+    /// Where each piece lies in physical memory, in the order in which the CPU sees them.
+    pub pieces: Vec<u64>,
+    /// Takes it back when it is dropped: neither a CPU nor a device touches it after that.
+    pub owner: Box<dyn Send + Sync>,
 }
 
 /// The services of a machine. All are called in task context.
@@ -58,6 +71,13 @@ pub trait Machine: Sync {
     /// Writes what CPUs hold of this memory in caches back to it, before their later writes. Nothing
     /// to do on a machine whose devices all look into the caches. `memory` need not be whole pages.
     fn write_back(&self, _memory: RawMemory) {}
+
+    /// Memory of exactly `len` bytes, in pieces of `chunk` bytes, each aligned to its size, none of them
+    /// right behind the one before it. `chunk` is a power of two, at least a page, and `len` a multiple
+    /// of it. Contents are undefined. `None` also where the machine cannot let the CPU see it as one.
+    fn alloc_scattered(&self, _len: usize, _chunk: usize) -> Option<RawScattered> {
+        None
+    }
 
     /// Returns once every CPU that is online has executed a full memory barrier after the call
     /// began. Bounded: a CPU that does not answer is an error.

@@ -169,17 +169,21 @@ fn refused(error: vcm::Error) -> MapError {
 }
 
 impl Confined {
-    fn map_buffer(&self, buffer: &Buffer) -> Result<u64, MapError> {
-        let Extent { phys, len } = buffer.memory;
-        let whole = pages(phys, len).ok_or(MapError::Unreachable)?;
-        let piece = Extent {
-            phys: whole.start,
-            len: (whole.end - whole.start) as usize,
+    /// Where it is one range for the function, however scattered it is.
+    fn map_buffer(&self, buffer: &Buffer<'_>) -> Result<u64, MapError> {
+        let whole = |piece: Extent| {
+            let whole = pages(piece.phys, piece.len)?;
+            Some(Extent {
+                phys: whole.start,
+                len: (whole.end - whole.start) as usize,
+            })
         };
+        let pieces: Option<SmallVec<[Extent; 1]>> = buffer.extents().map(whole).collect();
+        let pieces = pieces.ok_or(MapError::Unreachable)?;
         let start = self
             .space()?
-            .map_streaming(&[piece], buffer.direction.into());
-        Ok(start.map_err(refused)? + (phys - whole.start))
+            .map_streaming(&pieces, buffer.direction.into());
+        Ok(start.map_err(refused)? + buffer.offset())
     }
 
     fn unmap_all(&self, segments: &[(u64, usize)]) {
@@ -199,10 +203,10 @@ impl Confined {
 }
 
 impl DmaOps for Confined {
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError> {
         for buffer in buffers {
             match self.map_buffer(buffer) {
-                Ok(at) => mapping.push(at, buffer.memory.len),
+                Ok(at) => mapping.push(at, buffer.size()),
                 Err(error) => {
                     if !mapping.segments().is_empty() {
                         self.unmap_all(mapping.segments());

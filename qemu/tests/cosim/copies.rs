@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use dmaengine::{Flags, dmatest};
-use hal::dma::{Destination, Memory};
+use dmaengine::{Flags, SubmitReason, dmatest};
+use hal::dma::{Destination, Memory, PAGE, Source};
 use hal::host::block_on;
 use hal::irq::IrqKind;
 use hal::time::Instant;
@@ -213,6 +213,56 @@ fn a_copy_longer_than_the_ring_is_refused() {
     let memory = block_on(fill.finish()).buffers.unwrap().into_memory();
     assert!(memory[..limit].iter().all(|&byte| byte == 0x5a));
     assert_eq!(memory[limit], 0);
+}
+
+/// The bytes of `memory`, in pieces.
+fn scattered(memory: &[u8], chunk: usize) -> Memory {
+    let mut new = Memory::scattered(memory.len(), chunk).unwrap();
+    new.copy_from_slice(memory);
+    new
+}
+
+#[test]
+fn scattered_memory_is_copied_piece_by_piece() {
+    let driven = Driven::new(EngineConfig::default(), Options::default());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let src = Arc::new(scattered(&noise(40 * PAGE, 1), PAGE));
+    let mut expected = noise(40 * PAGE, 2).to_vec();
+    let mut memory = scattered(&expected, 4 * PAGE);
+    for (from, to, len) in [(100, 5, 60_000), (0, 0, 40 * PAGE), (PAGE - 1, 3 * PAGE, 2)] {
+        let before = driven.rig.engine.statistics().descriptors;
+        let dst = Destination::new(memory, to..to + len).unwrap();
+        let source = Source::new(src.clone(), from..from + len).unwrap();
+        let copy = channel.prep_memcpy(dst, source, Flags::INTERRUPT).unwrap();
+        let copy = channel.submit(copy).unwrap();
+        channel.issue_pending();
+        memory = block_on(copy.finish()).buffers.unwrap().0.into_memory();
+        expected[to..to + len].copy_from_slice(&src[from..from + len]);
+        assert!(memory[..] == expected[..]);
+        let cut = |at: &usize| (from + at) % PAGE == 0 || (to + at) % (4 * PAGE) == 0;
+        let descriptors = driven.rig.engine.statistics().descriptors - before;
+        assert_eq!(descriptors, 1 + (1..len).filter(cut).count() as u64);
+    }
+}
+
+#[test]
+fn more_pieces_than_the_ring_has_slots_are_refused() {
+    let options = Options {
+        ring_order: 3,
+        ..Options::default()
+    };
+    let driven = Driven::new(EngineConfig::default(), options);
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let fill = |pages: usize| {
+        let memory = Memory::scattered(pages * PAGE, PAGE).unwrap();
+        let dst = Destination::new(memory, 0..pages * PAGE).unwrap();
+        channel.submit(channel.prep_memset(dst, 0x5a, Flags::INTERRUPT).unwrap())
+    };
+    assert_eq!(fill(8).unwrap_err().reason, SubmitReason::TooLarge);
+    let most = fill(7).unwrap();
+    channel.issue_pending();
+    let memory = block_on(most.finish()).buffers.unwrap().into_memory();
+    assert!(memory.iter().all(|&byte| byte == 0x5a));
 }
 
 /// One copy of a batch: lengths are mostly small, with a tail to 4 MiB.

@@ -238,7 +238,7 @@ impl MmioOps for Bar {
 struct Bus(Arc<Engine>, Arc<Tricks>);
 
 impl DmaOps for Bus {
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError> {
         mapping.push_direct(buffers);
         for &(addr, len) in mapping.segments() {
             let range = addr..addr + len as u64;

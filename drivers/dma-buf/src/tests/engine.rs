@@ -285,12 +285,11 @@ impl Exporter for Noting {
 struct Noted(Trace);
 
 impl DmaOps for Noted {
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
-        for Buffer { memory, direction } in buffers {
-            self.0.note(std::format!("map {direction:?}"));
-            mapping.push(memory.phys, memory.len);
-            mapping.end_buffer();
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError> {
+        for buffer in buffers {
+            self.0.note(std::format!("map {:?}", buffer.direction));
         }
+        mapping.push_direct(buffers);
         Ok(())
     }
 

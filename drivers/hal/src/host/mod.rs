@@ -1,12 +1,13 @@
 //! A machine inside a process, for tests: tasks on threads, an arena as physical memory.
 //!
 //! The arena's physical addresses start at [`ARENA_PHYS`], so that no test confuses them with
-//! pointers. A device model reaches the arena by [`bus_read`] and [`bus_write`].
+//! pointers; memory in many pieces has further ones. A device model reaches the arena by [`bus_read`] and [`bus_write`].
 //! [`install_default`] runs by itself at the first use.
 
 use alloc::alloc::{Layout, alloc_zeroed};
 mod counting;
 mod probe;
+mod scattered;
 mod tasks;
 
 use alloc::boxed::Box;
@@ -26,7 +27,7 @@ use tasks::{Timers, lock};
 
 use crate::cpu::{BarrierTimeout, COUNTERS};
 use crate::dma::{Buffer, DmaOps, DmaSpace, MapError, PAGE, RawMapping};
-use crate::machine::{Machine, RawMemory, TimerId, install};
+use crate::machine::{Machine, RawMemory, RawScattered, TimerId, install};
 
 /// Physical address of the arena's first byte.
 pub const ARENA_PHYS: u64 = 0x1_0000_0000;
@@ -116,6 +117,11 @@ impl Machine for Host {
         lock(&arena().free).dealloc(offset / PAGE, memory.len / PAGE);
     }
 
+    fn alloc_scattered(&self, len: usize, chunk: usize) -> Option<RawScattered> {
+        let block = self.alloc_memory(len, chunk, u64::MAX)?;
+        Some(scattered::scatter(block, len, chunk))
+    }
+
     fn barrier(&self) -> Result<(), BarrierTimeout> {
         // One process: a sequentially consistent fence orders this thread; threads that the host
         // models as CPUs use sequentially consistent counters below.
@@ -149,7 +155,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 struct Direct;
 
 impl DmaOps for Direct {
-    fn map(&self, buffers: &[Buffer], mapping: &mut RawMapping) -> Result<(), MapError> {
+    fn map(&self, buffers: &[Buffer<'_>], mapping: &mut RawMapping) -> Result<(), MapError> {
         mapping.push_direct(buffers);
         Ok(())
     }
@@ -167,6 +173,7 @@ pub struct BusError;
 
 /// A pointer to `len` bytes of the arena at physical address `phys`, for a device model.
 pub fn bus_pointer(phys: u64, len: usize) -> Result<NonNull<u8>, BusError> {
+    let phys = scattered::resolve(phys, len).ok_or(BusError)?;
     let offset = phys.checked_sub(ARENA_PHYS).ok_or(BusError)? as usize;
     if offset.checked_add(len).is_none_or(|end| end > ARENA_LEN) {
         return Err(BusError);
