@@ -8,7 +8,7 @@ use core::task::Waker;
 
 use alloc::boxed::Box;
 use hal::cpu::BarrierTimeout;
-use hal::{Machine, RawMemory, TimerId};
+use hal::{Machine, RawMemory, RawScattered, TimerId};
 
 use crate::arch::x86_64::{self as arch, percpu, smp};
 use crate::mm;
@@ -30,6 +30,24 @@ pub fn install() {
 /// How many buffers are handed out.
 pub fn buffers() -> usize {
     BUFFERS.load(Ordering::Relaxed)
+}
+
+/// Scattered memory, which counts as one buffer.
+struct Counted {
+    _memory: Box<dyn Send + Sync>,
+}
+
+impl Counted {
+    fn new(memory: Box<dyn Send + Sync>) -> Self {
+        BUFFERS.fetch_add(1, Ordering::Relaxed);
+        Self { _memory: memory }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        BUFFERS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Machine for Kernel {
@@ -71,6 +89,12 @@ impl Machine for Kernel {
 
     fn write_back(&self, memory: RawMemory) {
         arch::write_back(memory.ptr, memory.len);
+    }
+
+    fn alloc_scattered(&self, len: usize, chunk: usize) -> Option<RawScattered> {
+        let mut memory = mm::vcm::alloc_scattered(len, chunk)?;
+        memory.owner = Box::new(Counted::new(memory.owner));
+        Some(memory)
     }
 
     fn barrier(&self) -> Result<(), BarrierTimeout> {

@@ -16,6 +16,7 @@ mod removal;
 mod resv;
 mod services;
 mod tasks;
+mod vcm;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -85,6 +86,7 @@ pub(crate) use ensure;
 
 static SUITES: &[&Suite] = &[
     &memory::SUITE,
+    &vcm::SUITE,
     &tasks::SUITE,
     &cpus::SUITE,
     &services::SUITE,

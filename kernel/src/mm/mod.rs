@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`DIRECT`] | all usable physical memory but the image, writable, never executable |
 //! | [`VIRTUAL`] | mapped on demand: device registers, tables, stacks (with guard pages), heap |
+//! | [`CONTIGUOUS`] | scattered frames that are seen as one range |
 //! | the top 2 GiB | the image, each page writable or executable, never both |
 //!
 //! The lower half is empty. See [`boot`] for the order in which these come to be.
@@ -21,6 +22,8 @@ pub mod ranges;
 #[cfg(target_os = "none")]
 pub mod stack;
 #[cfg(target_os = "none")]
+pub mod vcm;
+#[cfg(target_os = "none")]
 pub mod virt;
 
 /// Bytes in a page.
@@ -31,6 +34,8 @@ pub const DIRECT: u64 = 0xffff_8000_0000_0000;
 pub const VIRTUAL: u64 = 0xffff_c000_0000_0000;
 /// The end of [`VIRTUAL`]: 1 TiB.
 pub const VIRTUAL_END: u64 = VIRTUAL + (1 << 40);
+/// Where scattered frames are made contiguous: 1 TiB.
+pub const CONTIGUOUS: core::ops::Range<u64> = VIRTUAL_END..VIRTUAL_END + (1 << 40);
 /// The difference between the image's virtual and physical addresses.
 pub const IMAGE: u64 = 0xffff_ffff_8000_0000;
 

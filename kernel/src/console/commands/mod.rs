@@ -9,6 +9,7 @@ mod iommu;
 mod machine;
 mod pci;
 mod test;
+mod vcm;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -120,6 +121,12 @@ static COMMANDS: &[Command] = &[
         "",
         "tickets: what they hold and wait for",
         buffers::resv
+    ),
+    command!(
+        "vcm",
+        "[new SIZE|ref N|bind N [CHUNK]|unbind N|unreserve N|copy SIZE CHUNK]",
+        "contiguous addresses, who has reserved them; makes some to try, copies what is scattered",
+        async vcm::vcm
     ),
     command!(
         "audit",
