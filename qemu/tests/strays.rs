@@ -70,6 +70,7 @@ fn stray(way: &str) -> (Ended, Duration) {
         ("IOAT", "8"),
         ("CHANNELS", "1"),
         ("FAULT", &faults.join(" ")),
+        ("APPEND", "hotplug_window=100"),
     ]);
     machine.await_prompt();
     let begun = Instant::now();
@@ -77,7 +78,14 @@ fn stray(way: &str) -> (Ended, Duration) {
     // Only an engine that has worked is taken away.
     machine.ok(&format!("dmatest channel=dma{REMOVED}chan0 iterations=25"));
     machine.ok("dmatest iterations=0 test_buf_size=16384 &");
-    machine.ok(&format!("pci remove {}", address(REMOVED)));
+    if by_message {
+        machine.ok(&format!("pci remove {}", address(REMOVED)));
+    } else {
+        // Its slot is empty, and its process there still: who asks by message has nobody to ask then.
+        let ioat = format!("ioat{REMOVED}");
+        let (status, said) = bench().on(&machine, "hot-remove", &[("DEV", &ioat)]);
+        assert_eq!(status, Some(0), "{said}");
+    }
     for fault in &faults {
         if let Some((engine, _)) = fault.split_once(":stray") {
             await_strays(&machine, engine["ioat".len()..].parse().unwrap());

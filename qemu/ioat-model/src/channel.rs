@@ -11,8 +11,9 @@
 //! | ACTIVE | an error that is not masked | HALTED |
 //!
 //! The registers and [`Inner`] are under one lock. The channel's thread ([`crate::worker`]) drops
-//! it while a descriptor is under way (`busy`); whoever must know that none is, waits in
-//! [`Channel::quiesce`]. Locks are taken in the order channel, then function.
+//! it while a descriptor is under way (`busy`), and where memory takes its time also while its
+//! completion is written; whoever must know that none is, waits in [`Channel::quiesce`]. Locks are
+//! taken in the order channel, then function.
 //!
 //! Sources: Intel Xeon E7 v2 datasheet vol. 2 for the registers; for the transitions the start,
 //! quiesce and reset paths of Linux ioatdma, FreeBSD ioat(4), SPDK and DPDK.
@@ -206,6 +207,7 @@ impl Channel {
         } else if command == ChanCmd::SUSPEND {
             match inner.state {
                 State::Active => inner.suspend = true,
+                State::Idle if inner.busy => inner.suspend = true,
                 State::Idle => inner.set_state(State::Suspended),
                 State::Suspended | State::Halted | State::Armed => {}
             }
@@ -294,7 +296,7 @@ impl Channel {
         let control = ChanCtrl::from_bits_truncate(inner.get(channel::CHANCTRL, 2) as u16);
         if control.contains(ChanCtrl::ERR_COMPLETION_EN) {
             // Where even that fails there is nobody left to tell.
-            let _ = self.write_completion(inner, shared);
+            let _ = Completion::of(inner).write(shared);
         }
         if control.contains(ChanCtrl::ERR_INT_EN) {
             self.interrupt(inner, shared);
@@ -302,14 +304,14 @@ impl Channel {
     }
 
     /// A descriptor is done: status, completion word, interrupt, in this order.
-    pub(crate) fn complete(
-        &self,
-        inner: &mut Inner,
+    pub(crate) fn complete<'a>(
+        &'a self,
+        mut inner: MutexGuard<'a, Inner>,
         shared: &Shared,
         at: u64,
         completion: bool,
         interrupt: bool,
-    ) {
+    ) -> MutexGuard<'a, Inner> {
         inner.count = inner.count.wrapping_add(1);
         inner.last = Some(at);
         inner.completed = at;
@@ -320,34 +322,31 @@ impl Channel {
             State::Idle
         };
         inner.set_state(done);
-        if completion && self.write_completion(inner, shared).is_err() {
-            self.fail(inner, shared, ChanErr::COMPLETION_ADDR);
-            return;
+        if completion {
+            let word = Completion::of(&inner);
+            let written = if shared.memory.takes_time() {
+                drop(inner);
+                let written = word.write(shared);
+                inner = self.lock();
+                written
+            } else {
+                word.write(shared)
+            };
+            if written.is_err() {
+                self.fail(&mut inner, shared, ChanErr::COMPLETION_ADDR);
+                return inner;
+            }
         }
         if interrupt {
             let delay = shared.function().interrupt_delay();
             if delay == 0 {
-                self.interrupt(inner, shared);
+                self.interrupt(&mut inner, shared);
             } else {
                 let at = Instant::now() + Duration::from_micros(delay);
                 inner.interrupt_at.get_or_insert(at);
             }
         }
-    }
-
-    /// Writes CHANSTS where CHANCMP says, if that is anywhere.
-    fn write_completion(&self, inner: &Inner, shared: &Shared) -> Result<(), ()> {
-        let at = inner.get(channel::CHANCMP, 8);
-        if at == 0 || !shared.dma_allowed() {
-            return Ok(());
-        }
-        if !at.is_multiple_of(8) {
-            return Err(());
-        }
-        let word = inner.get(channel::CHANSTS, 8);
-        shared.memory.store64(at, word).map_err(|_| ())?;
-        add(&shared.counters.completions, 1);
-        Ok(())
+        inner
     }
 
     /// Interrupts, or remembers to do so at the next re-arm.
@@ -373,6 +372,36 @@ impl Channel {
         if std::mem::take(&mut inner.held) {
             self.interrupt(inner, shared);
         }
+    }
+}
+
+/// What a completion writes, and where.
+struct Completion {
+    at: u64,
+    word: u64,
+}
+
+impl Completion {
+    /// CHANSTS, where CHANCMP says.
+    fn of(inner: &Inner) -> Self {
+        Self {
+            at: inner.get(channel::CHANCMP, 8),
+            word: inner.get(channel::CHANSTS, 8),
+        }
+    }
+
+    /// Writes it, if it goes anywhere.
+    fn write(&self, shared: &Shared) -> Result<(), ()> {
+        if self.at == 0 || !shared.dma_allowed() {
+            return Ok(());
+        }
+        if !self.at.is_multiple_of(8) {
+            return Err(());
+        }
+        let written = shared.memory.store64(self.at, self.word);
+        written.map_err(|_| ())?;
+        add(&shared.counters.completions, 1);
+        Ok(())
     }
 }
 

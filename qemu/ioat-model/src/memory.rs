@@ -30,6 +30,12 @@ pub enum CopyError {
 /// The engine's channels call it from threads of their own, at the same time. Addresses and
 /// lengths come from the guest, so that every one of them must give a result.
 pub trait GuestMemory: Send + Sync {
+    /// Whether an access waits for somebody who may himself wait for the engine's registers: then it is
+    /// made while they can be accessed.
+    fn takes_time(&self) -> bool {
+        false
+    }
+
     /// Reads `bytes.len()` bytes at `addr`.
     fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), MemoryError>;
 

@@ -46,9 +46,8 @@ pub(crate) fn run(shared: &Shared, channel: &Channel) {
         };
         drop(ready);
         let step = step(shared, channel, link);
-        inner = channel.lock();
+        inner = finish(shared, channel, channel.lock(), step);
         inner.busy = false;
-        finish(shared, channel, &mut inner, step);
         if inner.waiting > 0 {
             channel.changed.notify_all();
         }
@@ -75,6 +74,9 @@ fn await_work<'a>(
         }
         if inner.interrupt_at.is_some_and(|at| at <= Instant::now()) && !shared.is_gone() {
             channel.interrupt(&mut inner, shared);
+        }
+        if inner.state == State::Idle && std::mem::take(&mut inner.suspend) {
+            inner.set_state(State::Suspended);
         }
         if inner.state == State::Active && inner.waiting == 0 && !shared.is_gone() {
             if inner.suspend && inner.stuck != Stuck::UntilReset {
@@ -173,7 +175,13 @@ fn stopped_within(channel: &Channel, time: Duration) -> bool {
     }
 }
 
-fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
+/// What became of the descriptor is known. The lock is dropped while its completion is written.
+fn finish<'a>(
+    shared: &Shared,
+    channel: &'a Channel,
+    mut inner: MutexGuard<'a, Inner>,
+    step: Step,
+) -> MutexGuard<'a, Inner> {
     let counters = &shared.counters;
     match step {
         Step::Hung => {
@@ -184,7 +192,7 @@ fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
             add(&counters.faults, 1);
             shared.freeze();
         }
-        Step::Lost(error) => channel.fail(inner, shared, error),
+        Step::Lost(error) => channel.fail(&mut inner, shared, error),
         Step::Ended {
             at,
             descriptor,
@@ -202,17 +210,17 @@ fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
                 match outcome {
                     Outcome::Done(written) => bytes = written,
                     Outcome::Failed(error) => {
-                        channel.fail(inner, shared, error);
+                        channel.fail(&mut inner, shared, error);
                         if inner.state == State::Halted {
-                            return;
+                            return inner;
                         }
                     }
-                    Outcome::Stopped => return,
+                    Outcome::Stopped => return inner,
                 }
                 add(&counters.descriptors, 1);
                 add(&counters.bytes, bytes);
                 let control = descriptor.control();
-                channel.complete(
+                inner = channel.complete(
                     inner,
                     shared,
                     at,
@@ -231,4 +239,5 @@ fn finish(shared: &Shared, channel: &Channel, inner: &mut Inner, step: Step) {
             }
         }
     }
+    inner
 }

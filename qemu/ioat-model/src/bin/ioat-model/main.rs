@@ -193,12 +193,12 @@ fn watch_signals(ending: Ending) -> Result<(), String> {
             for signal in signals.forever() {
                 match signal {
                     SIGUSR1 => {
-                        log::info!("the engine is gone");
                         ending.engine.vanish();
+                        log::info!("the engine is gone");
                     }
                     SIGUSR2 => {
-                        log::info!("the engine freezes");
                         ending.engine.freeze();
+                        log::info!("the engine freezes");
                     }
                     _ => {
                         ending.finish();

@@ -23,6 +23,10 @@ impl RemoteRam {
 
 /// A word of eight bytes that lies on its boundary is one access for QEMU too.
 impl GuestMemory for RemoteRam {
+    fn takes_time(&self) -> bool {
+        true
+    }
+
     fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
         let read = self.requester()?.read(addr, bytes);
         read.map_err(|error| refused("reading", addr, bytes.len(), error))
