@@ -101,3 +101,27 @@ fn scattered_frames_are_as_many_pieces_without_a_unit() {
         assert!((pieces..pieces + 8).contains(&descriptors), "{descriptors}");
     }
 }
+
+/// Behind a unit they are one range, and take as many descriptors as its length alone does.
+#[test]
+fn scattered_frames_are_one_range_behind_a_unit() {
+    for (command, small, medium) in [(SMALL, 32768, 0), (LARGE, 0, 64)] {
+        let ended = bench().run(
+            &format!("{command}; audit"),
+            &[("IOAT", "1"), ("MEM", "1G"), ("IOMMU", "on")],
+        );
+        ended.expect_success();
+        let line = ended.lines_starting("vcm: copy ").concat();
+        println!("{line}");
+        assert_eq!((number(&line, "operations"), number(&line, "maps")), (1, 2));
+        let pages = (number(&line, "4k"), number(&line, "2m"));
+        assert_eq!(pages, (small, medium));
+        let stats = ended.stats(0);
+        let descriptors = stats.get("descriptors");
+        println!("descriptors={descriptors}");
+        assert!((32..40).contains(&descriptors), "{descriptors}");
+        assert_eq!(stats.get("faults"), 0);
+        let audit = ended.lines_starting("audit: ").concat();
+        assert_eq!((number(&audit, "iova"), number(&audit, "leaked")), (0, 0));
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! QEMU announces and withdraws ranges while the machine runs, in pieces of its own choosing: some
 //! are read-only, and some (the firmware flash) come without a file, so that nothing can reach
-//! them from here. The files are mapped shared; the guest writes them at the same time, so that all
+//! them from here. Behind an IOMMU a range is a page of what the guest maps for DMA, and there may be
+//! tens of thousands, most of one file: a file is mapped once, as a whole, whatever part of it is lent
+//! how often, and ranges alone say what can be reached. The files are mapped shared; the guest writes them at the same time, so that all
 //! access is by volatile copies and atomic words (the crate `vm-memory`).
 //!
 //! A copy holds the map for reading; withdrawing a range waits for it.
@@ -11,8 +13,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::{Bound, Range};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use ioat_model::{CopyError, GuestMemory, MemoryError};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -28,10 +31,15 @@ struct Window {
 
 type Windows = BTreeMap<u64, Window>;
 
+/// Device, number and length of a file: who maps it keeps it, so that nobody else gets these.
+type FileId = (u64, u64, u64);
+
 /// The guest's memory.
 #[derive(Default)]
 pub(crate) struct GuestRam {
     windows: RwLock<Windows>,
+    /// Those that some window is a part of.
+    files: Mutex<Vec<(FileId, Weak<MmapRegion>)>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,10 +57,10 @@ impl GuestRam {
             return;
         }
         let ram = file.and_then(|(file, offset)| {
-            map(file, offset, len)
+            self.map(file, offset, len)
                 .inspect_err(|error| log::warn!("guest memory {addr:#x}+{len:#x}: {error}"))
                 .ok()
-                .map(|region| (Arc::new(region), 0))
+                .map(|region| (region, offset))
         });
         let mut windows = self.write_windows();
         cut(&mut windows, addr, len);
@@ -76,6 +84,28 @@ impl GuestRam {
         windows.iter().map(range).collect()
     }
 
+    /// Maps `file`, of which `len` bytes from `offset` on must be there: an access behind a file's end
+    /// would end the process.
+    fn map(&self, file: File, offset: u64, len: u64) -> io::Result<Arc<MmapRegion>> {
+        let metadata = file.metadata()?;
+        let end = offset.checked_add(len);
+        if end.is_none_or(|end| end > metadata.len()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let id = (metadata.dev(), metadata.ino(), metadata.len());
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = files.iter().find(|(other, _)| *other == id);
+        if let Some(region) = known.and_then(|(_, region)| region.upgrade()) {
+            return Ok(region);
+        }
+        let size = usize::try_from(metadata.len()).map_err(io::Error::other)?;
+        let region = MmapRegion::from_file(FileOffset::new(file, 0), size);
+        let region = Arc::new(region.map_err(io::Error::other)?);
+        files.retain(|(_, region)| region.strong_count() > 0);
+        files.push((id, Arc::downgrade(&region)));
+        Ok(region)
+    }
+
     fn write_windows(&self) -> RwLockWriteGuard<'_, Windows> {
         self.windows.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,17 +113,6 @@ impl GuestRam {
     fn read_windows(&self) -> RwLockReadGuard<'_, Windows> {
         self.windows.read().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Maps `len` bytes of `file`, all of which must be there: an access behind a file's end would end
-/// the process.
-fn map(file: File, offset: u64, len: u64) -> io::Result<MmapRegion> {
-    let end = offset.checked_add(len);
-    let size = usize::try_from(len).map_err(io::Error::other)?;
-    if end.is_none_or(|end| file.metadata().is_ok_and(|file| end > file.len())) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    MmapRegion::from_file(FileOffset::new(file, offset), size).map_err(io::Error::other)
 }
 
 /// Removes `len` bytes at `addr`; what is left of a window on either side stays.
@@ -321,6 +340,35 @@ mod tests {
         ram.withdraw(0, u64::MAX);
         assert_eq!(ram.load64(0x6000), Err(MemoryError));
         ram.withdraw_all();
+    }
+
+    #[test]
+    fn a_file_is_mapped_once_for_however_many_ranges() {
+        let (ram, file) = ram();
+        let regions = || {
+            let windows = ram.read_windows();
+            let region = |window: &Window| Arc::as_ptr(&window.ram.as_ref().unwrap().0) as usize;
+            let regions: std::collections::BTreeSet<_> = windows.values().map(region).collect();
+            (windows.len(), regions.len())
+        };
+        for page in 0..16 {
+            let file = file.try_clone().unwrap();
+            let addr = 0x10_0000 + 0x2000 * page;
+            ram.announce(addr, 0x1000, true, Some((file, 0x1000 * (15 - page))));
+            ram.store64(addr + 8, page).unwrap();
+        }
+        assert_eq!(regions(), (18, 1));
+        assert_eq!((ram.load64(0x1008), ram.load64(0x10008)), (Ok(15), Ok(0)));
+        // The ranges' ends are ends, though the mapping goes on.
+        assert_eq!(ram.load64(0x10_1000), Err(MemoryError));
+        // Another file of this length is another.
+        let other = super::tests::file(0x10000);
+        ram.announce(0x20_0000, 0x1000, true, Some((other, 0)));
+        assert_eq!((regions(), ram.load64(0x20_0008)), ((19, 2), Ok(0)));
+        ram.withdraw_all();
+        ram.announce(0x1000, 0x1000, true, Some((file, 0)));
+        assert_eq!((regions(), ram.load64(0x1008)), ((1, 1), Ok(15)));
+        assert_eq!(ram.files.lock().unwrap().len(), 1);
     }
 
     #[test]
