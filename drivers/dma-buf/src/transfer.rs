@@ -230,7 +230,7 @@ pub(crate) struct Queued {
     tx: Arc<AsyncTx>,
     work: Work,
     /// What it waits for before it begins.
-    begin: Earlier,
+    pub(crate) begin: Earlier,
     /// What it ends after, and need not wait for.
     pub(crate) follows: Option<Fence>,
     committed: Committed,

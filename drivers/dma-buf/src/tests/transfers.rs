@@ -11,6 +11,7 @@ use hal::host::block_on;
 use hal::time::Duration;
 use proptest::prelude::*;
 
+use super::access::others_run;
 use super::engine::{Bench, Engine};
 use super::poll;
 use crate::{
@@ -144,11 +145,13 @@ fn s4_37_a_chain_on_one_channel_is_in_its_ring_before_any_of_it_has_ended() {
         thread::yield_now();
     }
     assert!(!fences.iter().any(Fence::is_signalled));
-    // Who would change what all of them read waits for the last of them.
-    let over = block_on(fill(&bench.tx, &a, 9).submit()).unwrap();
+    // Who would change what all of them read waits for all of them.
+    let over = block_on(fill(&bench.tx, &a, 9).queue()).unwrap();
+    for fence in &fences {
+        assert!(over.begin.fences().any(|other| other.is_same(fence)));
+    }
     engine.let_go();
-    assert_eq!(block_on(over.wait()), Ok(()));
-    assert!(fences.iter().all(Fence::is_signalled));
+    assert_eq!(fences.map(|fence| block_on(fence.wait())), [Ok(()); 3]);
     for buf in [&b, &c, &d] {
         assert_eq!(bytes(buf).as_ref(), Ok(&expected));
     }
@@ -216,6 +219,10 @@ fn s4_37_who_follows_ends_after_the_first_and_with_its_error() {
     }
     engine.finish();
     assert_eq!(engine.done(), CHUNKS);
+    while c.inner.pages.share(CHUNKS - 1).is_err() {
+        thread::yield_now();
+    }
+    others_run();
     assert!(!fences[1].is_signalled(), "before the first");
     engine.fail(FenceError::Gone);
     engine.expose();
