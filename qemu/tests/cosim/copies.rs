@@ -239,7 +239,8 @@ fn scattered_memory_is_copied_piece_by_piece() {
         memory = block_on(copy.finish()).buffers.unwrap().0.into_memory();
         expected[to..to + len].copy_from_slice(&src[from..from + len]);
         assert!(memory[..] == expected[..]);
-        let cut = |at: &usize| (from + at) % PAGE == 0 || (to + at) % (4 * PAGE) == 0;
+        let cut =
+            |at: &usize| (from + at).is_multiple_of(PAGE) || (to + at).is_multiple_of(4 * PAGE);
         let descriptors = driven.rig.engine.statistics().descriptors - before;
         assert_eq!(descriptors, 1 + (1..len).filter(cut).count() as u64);
     }
