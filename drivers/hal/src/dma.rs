@@ -433,21 +433,23 @@ impl RawMapping {
         }
     }
 
-    /// Maps `buffers` one to one: the device's addresses are the physical ones.
+    /// Maps `buffers` one to one: the device's addresses are the physical ones. On the path of every
+    /// operation, and so compiled here, for speed.
+    #[inline(never)]
     pub fn push_direct(&mut self, buffers: &[Buffer<'_>]) {
+        let pair = |memory: Extent| (memory.phys, memory.len);
+        if let [one, other] = buffers
+            && let (Some(one), Some(other)) = (one.contiguous(), other.contiguous())
+        {
+            self.first = 1;
+            self.segments = SmallVec::from_buf([pair(one), pair(other)]);
+            return;
+        }
         for buffer in buffers {
-            match buffer.contiguous() {
-                Some(memory) => self.push(memory.phys, memory.len),
-                None => self.push_pieces(buffer),
+            for piece in buffer.extents() {
+                self.push(piece.phys, piece.len);
             }
             self.end_buffer();
-        }
-    }
-
-    #[cold]
-    fn push_pieces(&mut self, buffer: &Buffer<'_>) {
-        for piece in buffer.extents() {
-            self.push(piece.phys, piece.len);
         }
     }
 
