@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dma_fence::{Fence, FenceError, next_context};
 use hal::time::{Duration, Elapsed, Instant};
@@ -63,7 +63,8 @@ pub(crate) struct Chan {
     pub(crate) depend: Depend,
     /// Set under the submit lock: nothing enters afterwards.
     closed: AtomicBool,
-    in_flight: AtomicUsize,
+    /// Operations that have entered the ring, and were not refused.
+    entered: AtomicU64,
     /// What a removed device has not finished, for others to do.
     pub(crate) unfinished: Mutex<Vec<Operation>>,
     /// Operations that have left the ring: tells who waits for room that there may be some.
@@ -129,7 +130,7 @@ impl Chan {
             }),
             depend: Depend::default(),
             closed: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
+            entered: AtomicU64::new(0),
             unfinished: Mutex::default(),
             left: AtomicU64::new(0),
             room: WaitList::default(),
@@ -200,7 +201,9 @@ impl Chan {
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
+        // In this order: what leaves meanwhile counts as in flight.
+        let left = self.left();
+        self.entered.load(Ordering::Acquire).wrapping_sub(left) as usize
     }
 
     /// Submits, or gives the descriptor back.
@@ -333,18 +336,17 @@ impl Chan {
 
     /// An operation enters the ring.
     pub(crate) fn enter(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.entered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An operation was refused: it makes no room for others.
     pub(crate) fn withdraw(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Release);
+        self.entered.fetch_sub(1, Ordering::Release);
     }
 
     /// An operation has left the ring.
     pub(crate) fn leave(&self) {
         self.left.fetch_add(1, Ordering::Release);
-        self.in_flight.fetch_sub(1, Ordering::Release);
         self.room.wake_all();
     }
 

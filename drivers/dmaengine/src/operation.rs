@@ -93,12 +93,23 @@ impl Record {
                 lost,
             });
         }
-        let Some(duty) = self.completion.duty.take() else {
+        let completion = &mut self.completion;
+        let Some(Duty { chan, signaler }) = completion.duty.take() else {
             return;
         };
-        let terms = mem::take(&mut self.completion.terms);
-        let waits = self.completion.waits;
-        duty.end(terms, waits, (!lost).then_some(self), result);
+        // What stood before it in the ring has ended, perhaps badly.
+        let failed = |fence: &Fence| fence.result()?.err();
+        let before = completion.terms.after().iter().find_map(failed);
+        let result = result.and(before.map_or(Ok(()), Err));
+        let callback = completion.terms.take_callback();
+        let waits = completion.waits;
+        chan.count(if lost { &Work::Interrupt } else { &self.work }, result);
+        signaler.signal_with(result, (!lost).then_some(self as Parcel));
+        if let Some(callback) = callback {
+            callback(result);
+        }
+        // Last: who waits until nothing is in flight waits for the callbacks as well.
+        leave(&chan, waits);
     }
 }
 
@@ -240,32 +251,6 @@ impl Operation {
             duty.chan.withdraw();
         }
         self.record
-    }
-}
-
-impl Duty {
-    /// Does it. Without a record its buffers are lost.
-    fn end(
-        self,
-        mut terms: Terms,
-        waits: bool,
-        record: Option<Box<Record>>,
-        result: Result<(), FenceError>,
-    ) {
-        // What stood before it in the ring has ended, perhaps badly.
-        let failed = |fence: &Fence| fence.result()?.err();
-        let result = result.and(terms.after().iter().find_map(failed).map_or(Ok(()), Err));
-        let work = record
-            .as_ref()
-            .map_or(&Work::Interrupt, |record| &record.work);
-        self.chan.count(work, result);
-        let parcel = record.map(|record| record as Parcel);
-        self.signaler.signal_with(result, parcel);
-        if let Some(callback) = terms.take_callback() {
-            callback(result);
-        }
-        // Last: who waits until nothing is in flight waits for the callbacks as well.
-        leave(&self.chan, waits);
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) trait Slots {
 /// Entries of type `T` in a ring of type `R`, which exists from [`Queue::open`] to
 /// [`Queue::close`].
 pub(crate) struct Queue<R, T> {
-    producer: Mutex<Producer<R>>,
+    producer: Mutex<Producer<R, T>>,
     cleaner: Mutex<Cleaner<R, T>>,
     /// The oldest slot in flight. Written under the cleaner's lock.
     tail: AtomicU64,
@@ -38,8 +38,10 @@ pub(crate) struct Queue<R, T> {
 }
 
 /// What submitting needs.
-struct Producer<R> {
+struct Producer<R, T> {
     ring: Option<Arc<R>>,
+    /// What was pushed and not issued, each with the slot after its last.
+    pending: Vec<(u64, T)>,
     /// The next slot to write.
     head: u64,
     /// The slot at which CHAINADDR was set last: DMACOUNT counts from there.
@@ -53,7 +55,7 @@ struct Producer<R> {
 /// What completing needs.
 struct Cleaner<R, T> {
     ring: Option<Arc<R>>,
-    /// Each with the slot after its last.
+    /// What was issued, each with the slot after its last.
     entries: VecDeque<(u64, T)>,
     /// For who looks: what was seen last.
     seen: u64,
@@ -93,6 +95,7 @@ impl<R: Slots, T> Queue<R, T> {
         Self {
             producer: Mutex::new(Producer {
                 ring: None,
+                pending: Vec::new(),
                 head: 0,
                 base: 0,
                 live: false,
@@ -132,6 +135,7 @@ impl<R: Slots, T> Queue<R, T> {
         };
         *producer = Producer {
             ring: Some(ring),
+            pending: Vec::new(),
             head: first,
             base: 0,
             live: true,
@@ -145,7 +149,10 @@ impl<R: Slots, T> Queue<R, T> {
             let mut producer = self.producer.lock();
             let mut cleaner = self.cleaner.lock();
             producer.live = false;
-            let entries = mem::take(&mut cleaner.entries);
+            let entries = (
+                mem::take(&mut cleaner.entries),
+                mem::take(&mut producer.pending),
+            );
             (entries, producer.ring.take(), cleaner.ring.take())
         };
         // Outside the locks. Under them nobody else refers to the ring.
@@ -162,7 +169,12 @@ impl<R: Slots, T> Queue<R, T> {
         write: impl FnOnce(&R, Range<u64>, &T) -> Option<u64>,
     ) -> Result<(), (T, Refusal)> {
         let mut producer = self.producer.lock();
-        let Producer { ring, head, .. } = &mut *producer;
+        let Producer {
+            ring,
+            head,
+            pending,
+            ..
+        } = &mut *producer;
         let Some(ring) = ring else {
             return Err((entry, Refusal::Closed));
         };
@@ -171,7 +183,7 @@ impl<R: Slots, T> Queue<R, T> {
         let refusal = match write(ring, *head..*head + room, &entry) {
             Some(count) if count <= room => {
                 *head += count;
-                self.cleaner.lock().entries.push_back((*head, entry));
+                pending.push((*head, entry));
                 return Ok(());
             }
             Some(count) if count <= ring.capacity() => Refusal::Full,
@@ -184,10 +196,13 @@ impl<R: Slots, T> Queue<R, T> {
     /// Announces what was pushed since the last time: `doorbell` gets how many slots there were in
     /// all since the engine was started, unless the engine is silenced. Whether there was anything.
     pub(crate) fn issue(&self, doorbell: impl FnOnce(u64)) -> bool {
-        let producer = self.producer.lock();
+        let mut producer = self.producer.lock();
         if self.issued() == producer.head {
             return false;
         }
+        let mut cleaner = self.cleaner.lock();
+        cleaner.entries.extend(producer.pending.drain(..));
+        drop(cleaner);
         self.issued.store(producer.head, Ordering::Release);
         if producer.live {
             doorbell(producer.head - producer.base);
@@ -306,6 +321,7 @@ impl<R: Slots, T> Queue<R, T> {
         }
         cleaner.delivering = true;
         if scope == Scope::All {
+            cleaner.entries.extend(producer.pending.drain(..));
             self.issued.store(producer.head, Ordering::Release);
         }
         // What was issued while the engine was silent is no business of its fault.
