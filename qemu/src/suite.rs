@@ -9,7 +9,7 @@ use crate::qemu;
 use crate::tally::Counter;
 
 /// What is run, in this order: name, arguments of cargo.
-const PHASES: [(&str, &[&str]); 4] = [
+const PHASES: [(&str, &[&str]); 5] = [
     (
         "machine interface",
         &["test", "--no-fail-fast", "-p", "hal", "--features", "host"],
@@ -26,6 +26,17 @@ const PHASES: [(&str, &[&str]); 4] = [
             "hal",
             "--exclude",
             "longshore-qemu",
+        ],
+    ),
+    (
+        "reservations that nobody counts",
+        &[
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "vcm",
+            "--no-default-features",
+            "--lib",
         ],
     ),
     (
