@@ -53,6 +53,11 @@ const VARIABLES: [&str; 27] = [
 /// Set, each machine has `IOMMU=on`, unless its test says otherwise.
 pub const CONFINED: &str = "LONGSHORE_CONFINED";
 
+/// Whether machines have `IOMMU=on` unless their tests say otherwise.
+pub fn confined() -> bool {
+    std::env::var_os(CONFINED).is_some()
+}
+
 /// Machines run side by side, except one whose time is taken.
 static QUIET: RwLock<()> = RwLock::new(());
 
@@ -93,7 +98,7 @@ impl Bench {
             command.env_remove(name);
         }
         // `make test` runs scenarios twice: the second time, each machine confines its devices.
-        if std::env::var_os(CONFINED).is_some() {
+        if confined() {
             command.env("IOMMU", "on");
         }
         command.envs(variables.iter().copied());

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Failure};
 use crate::qemu;
+use crate::scenario::CONFINED;
 use crate::tally::Counter;
 
 /// What is run, in this order: name, arguments of cargo.
@@ -64,7 +65,27 @@ const PHASES: [(&str, &[&str]); 5] = [
             "--test-threads=2",
         ],
     ),
+    // The same scenarios, each machine with its devices behind an IOMMU.
+    (
+        CONFINED_PHASE,
+        &[
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "longshore-qemu",
+            "--test",
+            "copy",
+            "--test",
+            "removal",
+            "--test",
+            "slots",
+            "--",
+            "--test-threads=2",
+        ],
+    ),
 ];
+
+const CONFINED_PHASE: &str = "machines with an IOMMU";
 
 /// Runs all phases; true when nothing failed and no more than `allowed_skips` tests were skipped.
 pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
@@ -73,7 +94,8 @@ pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
     let mut counter = Counter::default();
     for (name, args) in PHASES {
         say(&format!("== {name}: cargo {}\n", args.join(" ")))?;
-        let success = phase(root, args, &mut counter)?;
+        let confined = name == CONFINED_PHASE;
+        let success = phase(root, args, confined, &mut counter)?;
         counter.phase_ended(success);
     }
     let tally = counter.tally();
@@ -86,10 +108,16 @@ pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
     Ok(tally.failed == 0 && tally.skipped <= allowed_skips)
 }
 
-fn phase(root: &Path, args: &[&str], counter: &mut Counter) -> Result<bool, Failure> {
+fn phase(
+    root: &Path,
+    args: &[&str],
+    confined: bool,
+    counter: &mut Counter,
+) -> Result<bool, Failure> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
         .args(args)
+        .envs(confined.then_some((CONFINED, "1")))
         .current_dir(root)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -47,6 +47,8 @@ fn every_benchmark_runs_and_its_counts_agree_with_the_engines() {
     assert_eq!((cases("wake"), cases("resv"), cases("pipeline")), (2, 6, 2));
     // An idle engine, and one whose ring is full.
     assert_eq!(cases("removal"), 2);
+    // A page, and a large one; copies without an IOMMU, with it, and where mappings are kept.
+    assert_eq!((cases("mapping"), cases("confined")), (2, 3));
     // Three that only their silence betrays, a link that goes down, a slot that is emptied.
     assert_eq!(cases("detection"), 5);
     assert!(results["checks_passed"].as_u64() > Some(20), "{results}");

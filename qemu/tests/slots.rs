@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use longshore_qemu::control::{self, Verb};
 use longshore_qemu::qemu;
 use longshore_qemu::qmp::Qmp;
-use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, field, number};
+use longshore_qemu::scenario::{Bench, Ended, Machine, PATIENCE, confined, field, number};
 use serde_json::json;
 
 fn bench() -> Bench {
@@ -159,7 +159,8 @@ fn in_and_out(cpus: &str) {
     let gone = hot(&ended, "01:00.0", "detached");
     assert_eq!(gone.len(), 2, "{}", ended.all());
     for line in gone {
-        assert!(number(&line, "failed_over") > 0, "{line}");
+        // Mappings are taken back one by one where engines are confined, and meanwhile work ends.
+        assert!(confined() || number(&line, "failed_over") > 0, "{line}");
     }
     assert_eq!(hot(&ended, "01:00.0", "draining").len(), 1);
     assert_eq!(hot(&ended, "01:00.0", "gone").len(), 1);

@@ -15,7 +15,7 @@ use core::fmt;
 
 use dma_fence::{Fence, FenceError};
 use dmaengine::{Channel, DmaChan, Flags, Memcpy, Submitted, registry};
-use hal::dma::{Destination, Memory, Source};
+use hal::dma::{Destination, DmaSpace, MapError, Mapping, Memory, Source};
 use hal::time::{Duration, Instant, timeout};
 
 use super::counts::Counts;
@@ -114,13 +114,17 @@ impl Route {
 /// What a lane, or several side by side, have done.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Done {
-    copies: u64,
+    pub(super) copies: u64,
     batches: u64,
     start: Instant,
     end: Instant,
 }
 
 impl Done {
+    pub(super) fn nanos(self) -> u64 {
+        (self.end - self.start).as_nanos() as u64
+    }
+
     fn beside(self, other: Self) -> Self {
         Self {
             copies: self.copies + other.copies,
@@ -264,13 +268,10 @@ fn report(route: &Route, case: Case, done: Done, ticks: u64, counts: Counts) {
     let Case {
         size, batch, mode, ..
     } = case;
+    let nanos = done.nanos();
     let Done {
-        copies,
-        batches,
-        start,
-        end,
+        copies, batches, ..
     } = done;
-    let nanos = (end - start).as_nanos() as u64;
     crate::machine_line!(
         "bench: copy size={size} batch={batch} channels={} via={} mode={mode} iops={} KB/s={} \
          tsc_per_op={} mmio_per_op={} irq_per_op={} allocs_per_op={} ops={copies} \
@@ -317,6 +318,16 @@ impl Lane {
             idle,
             flying: VecDeque::with_capacity(case.batch),
         })
+    }
+
+    /// Maps its buffers as its copies do.
+    pub(super) fn map(&self, space: &DmaSpace) -> Result<Vec<Mapping>, MapError> {
+        let pair = |(dst, src)| [space.map_destination(dst), space.map_source(src)];
+        self.idle
+            .iter()
+            .map(|(dst, src)| (dst, src))
+            .flat_map(pair)
+            .collect()
     }
 
     pub(super) async fn run(mut self) -> Result<(Self, Done), String> {

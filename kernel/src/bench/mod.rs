@@ -12,6 +12,8 @@ mod copy;
 mod counts;
 #[cfg(target_os = "none")]
 mod find;
+#[cfg(target_os = "none")]
+mod iommu;
 pub mod params;
 pub mod ratio;
 #[cfg(target_os = "none")]
@@ -55,5 +57,6 @@ pub static BENCHMARKS: &[Benchmark] = &[
     find::BENCHMARK,
     removal::BENCHMARK,
     buffers::BENCHMARK,
+    iommu::BENCHMARK,
     counts::TOTALS,
 ];

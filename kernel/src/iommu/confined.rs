@@ -11,7 +11,7 @@ use hal::pci::Address;
 use smallvec::SmallVec;
 use spin::{Mutex, Once};
 use vcm::{MmuError, Vcm};
-use vtd::{Domain, Window};
+use vtd::{Domain, Mappings, Permissions, Window};
 
 use super::IOMMU;
 use crate::drivers::{dma, hotplug};
@@ -30,6 +30,8 @@ pub struct Confined {
     /// Its addresses; made when its driver has said how many address lines it has.
     context: Once<Option<Arc<Vcm>>>,
     limit: AtomicU64,
+    /// What is mapped, shared by those who map the same.
+    mappings: Mutex<Mappings>,
     /// What firmware reserved for it, mapped where it lies.
     reserved: Vec<Range<u64>>,
 }
@@ -93,6 +95,7 @@ impl Confined {
             domain,
             context: Once::new(),
             limit: AtomicU64::new(u64::MAX),
+            mappings: Mutex::new(Mappings::new()),
             reserved,
         });
         CONFINED.lock().insert(address, Arc::downgrade(&confined));
@@ -171,6 +174,17 @@ fn refused(error: vcm::Error) -> MapError {
 impl Confined {
     /// Where it is one range for the function, however scattered it is.
     fn map_buffer(&self, buffer: &Buffer<'_>) -> Result<u64, MapError> {
+        if self.domain.is_revoked() {
+            return Err(MapError::Gone);
+        }
+        let access = vcm::Access::from(buffer.direction);
+        let permissions = Permissions::from_bits_truncate(access.bits());
+        let single = buffer.contiguous().and_then(|one| pages(one.phys, one.len));
+        if let Some(memory) = &single
+            && let Some(at) = self.mappings.lock().share(memory, permissions)
+        {
+            return Ok(at + buffer.offset());
+        }
         let whole = |piece: Extent| {
             let whole = pages(piece.phys, piece.len)?;
             Some(Extent {
@@ -180,17 +194,24 @@ impl Confined {
         };
         let pieces: Option<SmallVec<[Extent; 1]>> = buffer.extents().map(whole).collect();
         let pieces = pieces.ok_or(MapError::Unreachable)?;
-        let start = self
-            .space()?
-            .map_streaming(&pieces, buffer.direction.into());
-        Ok(start.map_err(refused)? + buffer.offset())
+        let start = self.space()?.map_streaming(&pieces, access);
+        let start = start.map_err(refused)?;
+        let len = pieces.iter().map(|piece| piece.len as u64).sum();
+        let memory = single.map(|memory| memory.start);
+        let mut mappings = self.mappings.lock();
+        mappings.note(start, len, memory, permissions);
+        Ok(start + buffer.offset())
     }
 
     fn unmap_all(&self, segments: &[(u64, usize)]) {
-        let ranges: SmallVec<[_; 2]> = segments
-            .iter()
-            .filter_map(|&(at, len)| pages(at, len))
-            .collect();
+        let ranges: SmallVec<[_; 2]> = {
+            let mut mappings = self.mappings.lock();
+            let leave = |&(at, _): &(u64, usize)| mappings.leave(at);
+            segments.iter().filter_map(leave).collect()
+        };
+        if ranges.is_empty() {
+            return;
+        }
         let unmapped = self
             .space()
             .map(|context| context.unmap_streaming(&ranges).is_ok());

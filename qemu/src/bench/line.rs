@@ -89,6 +89,16 @@ pub static KINDS: &[Kind] = &[
         metrics: with_counts!("fps", "frames", "ns"),
     },
     Kind {
+        name: "mapping",
+        keys: &["bytes"],
+        metrics: &["map_ns", "unmap_ns", "maps"],
+    },
+    Kind {
+        name: "confined",
+        keys: &["iommu", "size"],
+        metrics: &["iops", "KB/s", "ops", "ns"],
+    },
+    Kind {
         name: "totals",
         keys: &[],
         metrics: with_counts!(),

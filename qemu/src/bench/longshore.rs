@@ -11,7 +11,8 @@ use crate::failure::{Context, Failure};
 use crate::run_dir::RunDir;
 use crate::settings::Settings;
 
-/// Boots and measures: with engines that stay, with engines that leave, with engines that vanish. What the machine
+/// Boots and measures: with engines that stay, with engines that leave, with engines that are confined
+/// and not, with engines that vanish. What the machine
 /// said is kept where a run that failed is looked for.
 pub fn boot(
     place: &Place,
@@ -20,14 +21,17 @@ pub fn boot(
     round: usize,
 ) -> Result<Boot, Failure> {
     let run_dir = RunDir::new(place.out.join("longshore"));
-    let mut lines = run(place, &run_dir, &plan.commands(), round)?;
+    let mut lines = run(place, &run_dir, &plan.commands(), "off", round)?;
     let engines = (0..settings.engines)
         .map(|engine| engine_statistics(&run_dir.engine_stats(engine)))
         .collect::<Result<Vec<_>, _>>()?;
     let mut checks = Check::all(&lines, &engines);
-    let removals = run(place, &run_dir, &plan.removal_commands(), round)?;
+    let removals = run(place, &run_dir, &plan.removal_commands(), "off", round)?;
     checks.extend(Check::removals(&removals));
     lines.extend(removals);
+    for iommu in ["off", "on"] {
+        lines.extend(run(place, &run_dir, &plan.iommu_commands(), iommu, round)?);
+    }
     let vanished = detection::measure(place)?;
     checks.extend(Check::detections(&vanished));
     lines.extend(vanished);
@@ -38,11 +42,12 @@ pub fn boot(
     })
 }
 
-/// What a machine measures with these console commands.
+/// What a machine measures with these console commands, its `IOMMU` on or off.
 fn run(
     place: &Place,
     run_dir: &RunDir,
     commands: &str,
+    iommu: &str,
     round: usize,
 ) -> Result<Vec<Line>, Failure> {
     let output = place
@@ -51,6 +56,7 @@ fn run(
         .arg("run")
         .current_dir(&place.root)
         .env("CMD", commands)
+        .env("IOMMU", iommu)
         .env("RUN_DIR", run_dir.path())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

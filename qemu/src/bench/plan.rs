@@ -99,6 +99,12 @@ impl Plan {
              bench removal repeat={repeat}; audit"
         )
     }
+
+    /// Those of a boot without an IOMMU, and of one whose engines are confined by it.
+    pub fn iommu_commands(&self) -> String {
+        let Self { repeat, ms, .. } = self;
+        format!("bench iommu maps={ms} ms={ms} repeat={repeat}; audit")
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +121,10 @@ mod tests {
         assert_eq!(
             Plan::tiny().removal_commands(),
             "bench buffers tickets=100 frames=4 repeat=1; bench removal repeat=1; audit"
+        );
+        assert_eq!(
+            Plan::tiny().iommu_commands(),
+            "bench iommu maps=5 ms=5 repeat=1; audit"
         );
     }
 }
