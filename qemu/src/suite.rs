@@ -10,7 +10,7 @@ use crate::scenario::CONFINED;
 use crate::tally::Counter;
 
 /// What is run, in this order: name, arguments of cargo.
-const PHASES: [(&str, &[&str]); 5] = [
+const PHASES: [(&str, &[&str]); 6] = [
     (
         "machine interface",
         &["test", "--no-fail-fast", "-p", "hal", "--features", "host"],
