@@ -158,10 +158,13 @@ impl ChannelOps for Cpu {
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            // Signalled by the busy one, or dropped with it: both are an end.
-            let _ = self.terminate_all().wait().await;
-        })
+        // What is in the queue may be anybody's: who falls back to the CPU is no client of it. It is
+        // done, and nothing here is freed that it needs.
+        self.change(|state| {
+            state.paused = false;
+            state.issued = state.queue.len();
+        });
+        Box::pin(async {})
     }
 
     fn submit(&self, operation: Operation) -> Result<(), Rejected> {
@@ -202,7 +205,11 @@ impl ChannelOps for Cpu {
 #[cfg(test)]
 mod tests {
     use crate::{Channel, Flags, Registry};
+    use core::future::Future;
+    use core::pin::pin;
+    use core::task::{Context, Waker};
     use dma_fence::{Fence, FenceError};
+    use hal::dma::{Destination, Memory, Source};
     use hal::host::block_on;
     use spin::Mutex;
     use std::sync::Arc;
@@ -239,6 +246,23 @@ mod tests {
         channel.chan().ops.resume();
         assert_eq!(held.result(), Some(Ok(())));
         assert!(!late.is_signalled(), "nobody has issued it");
+    }
+
+    #[test]
+    fn who_fell_back_is_not_given_up_with_the_last_client() {
+        let registry = Registry::new();
+        let client = block_on(registry.cpu().request()).unwrap();
+        block_on(client.pause()).unwrap();
+        let source = Source::new(Arc::new(Memory::new(64).unwrap()), 0..64).unwrap();
+        let destination = Destination::new(Memory::new(64).unwrap(), 0..64).unwrap();
+        let mut copy = pin!(registry.copy(destination, source));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(
+            copy.as_mut().poll(&mut cx).is_pending(),
+            "held by the pause"
+        );
+        block_on(client.release());
+        assert!(block_on(copy).is_ok());
     }
 
     #[test]

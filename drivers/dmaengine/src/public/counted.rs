@@ -22,12 +22,12 @@ pub(crate) fn find(entry: &AtomicU8) -> Option<Number> {
     loop {
         // Sequentially consistent loads are plain ones on x86; a machine whose counters are
         // sequentially consistent, as the host's, needs no barrier then.
-        let slot = entry.load(Ordering::SeqCst);
-        cpu::local_inc(usize::from(slot));
-        if entry.load(Ordering::SeqCst) == slot {
-            return Number::new(slot);
+        let slot = Number::new(entry.load(Ordering::SeqCst))?;
+        get(slot);
+        if entry.load(Ordering::SeqCst) == slot.get() {
+            return Some(slot);
         }
-        cpu::local_dec(usize::from(slot));
+        put(slot);
     }
 }
 
