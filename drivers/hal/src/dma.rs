@@ -479,6 +479,11 @@ pub trait DmaOps: Send + Sync {
     fn revoke(&self) -> bool {
         false
     }
+    /// Whether everything was taken from the device, by whomever: what fails then is no fault of its
+    /// work.
+    fn is_revoked(&self) -> bool {
+        false
+    }
     /// Keeps the device from all memory, whether it answers or not. On `true` it reaches none until
     /// it is handed out anew; `false` where the platform has not, or not yet, the means.
     fn isolate(&self) -> bool {
@@ -517,6 +522,11 @@ impl DmaSpace {
     /// See [`DmaOps::revoke`].
     pub fn revoke(&self) -> bool {
         self.ops.revoke()
+    }
+
+    /// See [`DmaOps::is_revoked`].
+    pub fn is_revoked(&self) -> bool {
+        self.ops.is_revoked()
     }
 
     /// See [`DmaOps::isolate`].

@@ -408,6 +408,10 @@ async fn recover(chan: &Chan, fault: Fault, paused: bool) {
     chan.recoveries.fetch_add(1, Ordering::Relaxed);
     chan.silence();
     let reset = hardware::reset(&chan.device, &chan.regs).await;
+    // Whoever has taken its memory has it removed: what it failed at then is done elsewhere.
+    if chan.device.dma.is_revoked() {
+        chan.device.presence.set_broken();
+    }
     let (scope, error) = match (reset, fault) {
         (Err(ResetError::Gone), _) => (Scope::All, FenceError::Gone),
         (Err(ResetError::Stuck), _) => (Scope::All, FenceError::Timeout),

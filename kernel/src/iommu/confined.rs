@@ -254,6 +254,10 @@ impl DmaOps for Confined {
         self.domain.revoke().is_ok()
     }
 
+    fn is_revoked(&self) -> bool {
+        self.domain.is_revoked()
+    }
+
     fn isolate(&self) -> bool {
         let address = self.domain.device();
         let isolated = self.domain.revoke().is_ok() || bus::isolate(address);

@@ -65,6 +65,26 @@ fn works(channel: &Channel) {
     assert_eq!(ended(submitted, 0x77), Ok(()));
 }
 
+/// An engine that strays loses its memory, and fails at what it has in its ring: that is done
+/// elsewhere, as all that a removed engine has not finished.
+#[test]
+fn what_fails_for_want_of_memory_is_done_elsewhere() {
+    let driven = Driven::new(with(Fault::Error(4, 8)), options());
+    let channel = block_on(driven.chan(0).request()).unwrap();
+    let batch: Vec<_> = (0..8)
+        .map(|i| submit(&channel, i, Flags::INTERRUPT))
+        .collect();
+    driven.rig.tricks.revoked.store(true, Ordering::Relaxed);
+    channel.issue_pending();
+    let lost = hal::time::timeout(Duration::from_secs(60), driven.driver.lost());
+    assert!(block_on(lost).expect("bounded"));
+    let removal = driven.remove();
+    assert_eq!((removal.by_cpu, removal.lost), (5, 0));
+    for (i, submitted) in batch.into_iter().enumerate() {
+        assert_eq!(ended(submitted, i as u8), Ok(()), "{i}");
+    }
+}
+
 #[test]
 fn an_error_fails_one_copy_and_spares_the_others() {
     for bit in [0, 1, 8, 9, 11] {

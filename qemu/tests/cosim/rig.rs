@@ -43,6 +43,8 @@ pub(crate) struct Tricks {
     pub(crate) isolable: AtomicBool,
     pub(crate) isolations: AtomicUsize,
     isolated: AtomicBool,
+    /// Somebody has taken everything from the engine.
+    pub(crate) revoked: AtomicBool,
     /// The engine reaches what is mapped for it, and nothing else.
     pub(crate) confines: AtomicBool,
     mapped: Mutex<Vec<Range<u64>>>,
@@ -257,6 +259,10 @@ impl DmaOps for Bus {
             drop(mapped);
             self.0.withdraw(range);
         }
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.1.revoked.load(Ordering::Relaxed)
     }
 
     fn isolate(&self) -> bool {

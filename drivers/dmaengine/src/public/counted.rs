@@ -16,7 +16,7 @@ use hal::cpu;
 use super::slot::Number;
 
 /// Finds the slot that `entry` of this CPU's table names, with a reference to it. A search in vain
-/// counts in the dummy slot, which nobody sums: so there is one way through.
+/// counts nothing.
 #[inline(always)]
 pub(crate) fn find(entry: &AtomicU8) -> Option<Number> {
     loop {
