@@ -57,7 +57,7 @@ pub(super) async fn test(args: Vec<String>) -> CommandResult {
 }
 
 /// What is on its way out is no leak: the audit looks again for a while.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(10);
 
 pub(super) async fn audit(args: Vec<String>) -> CommandResult {
     no_arguments(&args)?;
