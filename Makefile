@@ -113,7 +113,7 @@ nightly: toolchain
 	    rustup toolchain install $(NIGHTLY) --profile minimal --component miri --component rust-src
 
 miri: nightly
-	MIRIFLAGS="-Zmiri-strict-provenance" $(MIRI) -p dma-fence -p ioat-spec
+	MIRIFLAGS="-Zmiri-strict-provenance $(MIRI_PROPTEST)" $(MIRI) -p dma-fence -p ioat-spec
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks $(MIRI_PROPTEST)" $(MIRI) --lib \
 	    -p hal -p vcm -p vtd -p dmaengine -p dma-buf -p ioat -p pciehp --features hal/host
 	MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-ignore-leaks -Zmiri-disable-weak-memory-emulation \
