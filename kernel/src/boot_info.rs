@@ -24,6 +24,24 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
+/// A picture that firmware left on the screen, which the kernel may draw over: direct colour, rows
+/// from top to bottom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Framebuffer {
+    /// Physical address of the upper left pixel.
+    pub address: u64,
+    /// Bytes from one row to the next.
+    pub pitch: u32,
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Bits of a pixel, padding included.
+    pub bits: u8,
+    /// Red, green and blue: the lowest bit of each in a pixel, and how many bits it has.
+    pub colours: [(u8, u8); 3],
+}
+
 const REGIONS: usize = 128;
 const COMMAND_LINE: usize = 2048;
 
@@ -34,6 +52,8 @@ pub struct BootInfo {
     pub protocol: &'static str,
     /// Where the ACPI root pointer lies, where the loader said so.
     pub rsdp: Option<u64>,
+    /// The screen, where the loader has set one up for drawing.
+    pub framebuffer: Option<Framebuffer>,
     regions: [Region; REGIONS],
     region_count: usize,
     regions_dropped: usize,
@@ -47,6 +67,7 @@ impl BootInfo {
         Self {
             protocol,
             rsdp: None,
+            framebuffer: None,
             regions: [Region {
                 start: 0,
                 len: 0,
