@@ -1,6 +1,5 @@
 //! Which devices there are.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
@@ -9,6 +8,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hal::time::{Duration, Instant};
+use litemap::LiteMap;
 use spin::{Mutex, Once};
 
 use crate::async_tx::{self, Copied, CopyError};
@@ -37,7 +37,7 @@ pub struct Registry {
 }
 
 struct Inner {
-    devices: Mutex<BTreeMap<u32, DmaDevice>>,
+    devices: Mutex<LiteMap<u32, DmaDevice>>,
     cpu: Arc<Chan>,
     names: Names,
     /// Devices registered so far, and who waits for more.

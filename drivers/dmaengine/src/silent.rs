@@ -10,11 +10,11 @@
 //! Where there is no room for one more operation, or a fence's work was handed to another channel
 //! before anybody waited for it, the watchdog has to do. Task context, no locks held.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::Ordering;
 
 use dma_fence::{Fence, FenceOps, Signaler, next_context};
+use litemap::LiteMap;
 use spin::Mutex;
 
 use crate::capability::Flags;
@@ -24,7 +24,7 @@ use crate::work::Work;
 
 /// Channels by the contexts of their fences. A fence of a ring's operation says by its numbers where
 /// it belongs: a reference would be counted for each operation.
-static CHANNELS: Mutex<BTreeMap<u64, Weak<Chan>>> = Mutex::new(BTreeMap::new());
+static CHANNELS: Mutex<LiteMap<u64, Weak<Chan>>> = Mutex::new(LiteMap::new());
 
 /// A channel's context, and its place on the list.
 pub(crate) struct Listing(u64);

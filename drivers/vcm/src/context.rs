@@ -1,6 +1,5 @@
 //! Contexts: address spaces, each behind one memory-management unit.
 
-use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -11,6 +10,7 @@ use core::slice;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hal::dma::Extent;
+use litemap::LiteMap;
 use spin::Mutex;
 
 use crate::error::{Error, MmuError};
@@ -30,7 +30,7 @@ pub struct Vcm {
     page: PageSize,
     book: Mutex<Book>,
     /// By their starts. Outside the book: only who asks for reservations by name pays for it.
-    reservations: Mutex<BTreeMap<u64, Weak<Inner>>>,
+    reservations: Mutex<LiteMap<u64, Weak<Inner>>>,
     /// Who wants it active.
     active: Mutex<usize>,
     pages: [AtomicU64; PageSize::ALL.len()],
@@ -105,7 +105,7 @@ impl Vcm {
                 unmaps: 0,
                 withheld: 0,
             }),
-            reservations: Mutex::new(BTreeMap::new()),
+            reservations: Mutex::new(LiteMap::new()),
             active: Mutex::new(0),
             pages: Default::default(),
         });

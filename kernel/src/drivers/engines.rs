@@ -1,7 +1,6 @@
 //! The engines that were found, and which driver has each: `ioat`, or `edu` for the test device
 //! of QEMU.
 
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -10,6 +9,7 @@ use dmaengine::{DmaDevice, Removal, registry};
 use hal::irq::IrqKind;
 use hal::pci::{Address, Identity};
 use hal::time::Duration;
+use litemap::LiteMap;
 use spin::Mutex;
 
 use super::removal;
@@ -81,7 +81,7 @@ impl fmt::Display for Engine {
     }
 }
 
-static ENGINES: Mutex<BTreeMap<Address, Engine>> = Mutex::new(BTreeMap::new());
+static ENGINES: Mutex<LiteMap<Address, Engine>> = Mutex::new(LiteMap::new());
 
 /// Functions that somebody is about to bind or to remove: nobody else is meanwhile.
 static BUSY: Mutex<Vec<Address>> = Mutex::new(Vec::new());

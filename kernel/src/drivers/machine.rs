@@ -69,7 +69,7 @@ impl Machine for Kernel {
         cpu: Option<usize>,
         future: Pin<Box<dyn Future<Output = ()> + Send>>,
     ) {
-        task::spawn(name, cpu, future).detach();
+        task::spawn_boxed(name, cpu, future).detach();
     }
 
     fn alloc_memory(&self, len: usize, align: usize, limit: u64) -> Option<RawMemory> {

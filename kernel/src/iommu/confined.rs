@@ -1,6 +1,5 @@
 //! A function's domain, as its driver's DMA space.
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -8,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hal::dma::{Buffer, DmaOps, Extent, MapError, PAGE, RawMapping};
 use hal::pci::Address;
+use litemap::LiteMap;
 use smallvec::SmallVec;
 use spin::{Mutex, Once};
 use vcm::{MmuError, Vcm};
@@ -36,7 +36,7 @@ pub struct Confined {
     reserved: Vec<Range<u64>>,
 }
 
-static CONFINED: Mutex<BTreeMap<Address, Weak<Confined>>> = Mutex::new(BTreeMap::new());
+static CONFINED: Mutex<LiteMap<Address, Weak<Confined>>> = Mutex::new(LiteMap::new());
 static NEXT_WINDOW: AtomicU64 = AtomicU64::new(0);
 
 /// The functions that have domains, by address.
@@ -68,7 +68,7 @@ pub fn release(address: Address) {
 }
 
 /// Functions that have strayed, and have not left the bus since.
-static QUARANTINE: Mutex<BTreeSet<Address>> = Mutex::new(BTreeSet::new());
+static QUARANTINE: Mutex<Vec<Address>> = Mutex::new(Vec::new());
 
 /// Whether the function at `address` has strayed.
 pub fn is_quarantined(address: Address) -> bool {
@@ -77,14 +77,18 @@ pub fn is_quarantined(address: Address) -> bool {
 
 /// Takes everything from a function that has strayed, and has nobody get it.
 pub(super) fn quarantine(address: Address) {
-    QUARANTINE.lock().insert(address);
+    let mut quarantine = QUARANTINE.lock();
+    if !quarantine.contains(&address) {
+        quarantine.push(address);
+    }
+    drop(quarantine);
     revoke(address);
 }
 
 /// The function at `address` has left the bus.
 pub fn forget(address: Address) {
     release(address);
-    QUARANTINE.lock().remove(&address);
+    QUARANTINE.lock().retain(|&other| other != address);
 }
 
 impl Confined {

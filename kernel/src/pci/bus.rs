@@ -1,6 +1,5 @@
 //! The machine's PCI functions, and the resources that their drivers get.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -9,6 +8,7 @@ use hal::dma::DmaSpace;
 use hal::irq::Interrupts;
 use hal::mmio::{MmioOps, MmioRegion, Width};
 use hal::pci::{Address, Function, header};
+use litemap::LiteMap;
 use pciehp::Port;
 use spin::{Mutex, Once};
 
@@ -42,7 +42,7 @@ struct Bus {
     root_windows: Vec<Window>,
     /// What the memory map lists, usable or not.
     listed: Vec<Range<u64>>,
-    devices: BTreeMap<Address, Device>,
+    devices: LiteMap<Address, Device>,
 }
 
 static BUS: Once<Mutex<Bus>> = Once::new();
@@ -66,7 +66,7 @@ pub fn init(info: &BootInfo) {
             fabric,
             root_windows: root_windows(info),
             listed,
-            devices: BTreeMap::new(),
+            devices: LiteMap::new(),
         };
         bus.scan();
         let all: Vec<_> = bus.devices.keys().copied().collect();

@@ -1,11 +1,11 @@
 //! A function's interrupts: MSI-X, MSI, and the pin. PCI Express Base 7.7.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 
 use hal::irq::{IrqError, IrqEvent, IrqKind, IrqOps};
 use hal::mmio::MmioRegion;
 use hal::pci::{Address, Config, header};
+use litemap::LiteMap;
 use spin::Mutex;
 use vtd::Message;
 
@@ -33,7 +33,7 @@ pub struct FunctionInterrupts {
     input: Option<u32>,
     /// As whom it interrupts, where that is remapped.
     remapping: Option<Remapping>,
-    bound: Mutex<BTreeMap<(IrqKind, usize), Bound>>,
+    bound: Mutex<LiteMap<(IrqKind, usize), Bound>>,
 }
 
 struct Bound {
@@ -77,7 +77,7 @@ impl FunctionInterrupts {
             table,
             input,
             remapping,
-            bound: Mutex::new(BTreeMap::new()),
+            bound: Mutex::new(LiteMap::new()),
         })
     }
 

@@ -5,17 +5,18 @@
 //! interrupts that came, and wakes due timers; with nothing to run it halts.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
+use core::pin::Pin;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use core::task::Poll;
 
 use async_task::{Builder, Runnable, Task};
 use atomic_waker::AtomicWaker;
 use crossbeam_queue::SegQueue;
+use litemap::LiteMap;
 use spin::{LazyLock, Mutex};
 use x86_64::instructions::interrupts;
 
@@ -63,7 +64,7 @@ impl TaskInfo {
     }
 }
 
-static TASKS: Mutex<BTreeMap<u64, TaskInfo>> = Mutex::new(BTreeMap::new());
+static TASKS: Mutex<LiteMap<u64, TaskInfo>> = Mutex::new(LiteMap::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Takes the task off the list when its future goes, finished or cancelled.
@@ -81,6 +82,16 @@ pub fn spawn<T: Send + 'static>(
     name: &str,
     cpu: Option<usize>,
     future: impl Future<Output = T> + Send + 'static,
+) -> Task<T, Meta> {
+    spawn_boxed(name, cpu, Box::pin(future))
+}
+
+/// As [`spawn`], of a future in a box: the workings of tasks exist once for all futures that give
+/// the same.
+pub fn spawn_boxed<T: Send + 'static>(
+    name: &str,
+    cpu: Option<usize>,
+    future: Pin<Box<dyn Future<Output = T> + Send>>,
 ) -> Task<T, Meta> {
     let cpu = cpu
         .filter(|&cpu| is_online(cpu))

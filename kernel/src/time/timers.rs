@@ -11,15 +11,27 @@ use crate::arch::x86_64::{MAX_CPUS, apic, percpu, traps};
 
 struct CpuTimers {
     queue: Mutex<DeadlineQueue<Waker>>,
-    /// The queue's earliest deadline, so that the executor need not take the lock to see that
-    /// nothing is due.
-    next: AtomicU64,
+    next: Next,
+}
+
+/// A queue's earliest deadline, `u64::MAX` for none, so that the executor need not take the lock to
+/// see that nothing is due. Kept as its complement: a table of zeros takes no room in the image.
+struct Next(AtomicU64);
+
+impl Next {
+    fn get(&self) -> u64 {
+        !self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, deadline: u64) {
+        self.0.store(!deadline, Ordering::Relaxed);
+    }
 }
 
 static TIMERS: [CpuTimers; MAX_CPUS] = [const {
     CpuTimers {
         queue: Mutex::new(DeadlineQueue::new()),
-        next: AtomicU64::new(u64::MAX),
+        next: Next(AtomicU64::new(0)),
     }
 }; MAX_CPUS];
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -47,9 +59,7 @@ fn forget(timers: &CpuTimers, id: u64) -> Option<Waker> {
     let mut queue = timers.queue.lock();
     let waker = queue.remove(id)?;
     // The hardware may fire for nothing, once; it is not worth another CPU's attention.
-    timers
-        .next
-        .store(queue.next().unwrap_or(u64::MAX), Ordering::Relaxed);
+    timers.next.set(queue.next().unwrap_or(u64::MAX));
     Some(waker)
 }
 
@@ -60,7 +70,7 @@ pub fn move_away(cpu: usize) {
         return;
     };
     let moved = core::mem::take(&mut *TIMERS[cpu].queue.lock());
-    TIMERS[cpu].next.store(u64::MAX, Ordering::Relaxed);
+    TIMERS[cpu].next.set(u64::MAX);
     if !moved.is_empty() {
         TIMERS[other.index()].queue.lock().append(moved);
         // Its hardware is its own to arm: as if its timer had fired.
@@ -72,7 +82,7 @@ pub fn move_away(cpu: usize) {
 pub fn fire(cpu: usize) {
     let timers = &TIMERS[cpu];
     let now = now_ns();
-    if timers.next.load(Ordering::Relaxed) > now {
+    if timers.next.get() > now {
         return;
     }
     loop {
@@ -94,7 +104,7 @@ pub fn rearm(cpu: usize) {
     let timers = &TIMERS[cpu];
     {
         let queue = timers.queue.lock();
-        timers.next.store(u64::MAX, Ordering::Relaxed);
+        timers.next.set(u64::MAX);
         arm(timers, &queue);
     }
     fire(cpu);
@@ -108,7 +118,9 @@ pub fn pending() -> usize {
 /// With the queue locked, on the CPU that it belongs to.
 fn arm(timers: &CpuTimers, queue: &DeadlineQueue<Waker>) {
     let next = queue.next().unwrap_or(u64::MAX);
-    if timers.next.swap(next, Ordering::Relaxed) != next && next != u64::MAX {
+    let before = timers.next.get();
+    timers.next.set(next);
+    if before != next && next != u64::MAX {
         apic::set_timer(Some(next.saturating_sub(now_ns())));
     }
 }

@@ -1,8 +1,8 @@
 //! I/O APICs: where pins and legacy interrupts enter. Intel 82093AA datasheet, chapter 3.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
+use litemap::LiteMap;
 use spin::{Mutex, Once};
 
 use crate::acpi::madt::{IoApicInfo, Trigger};
@@ -26,7 +26,7 @@ struct IoApic {
     inputs: u32,
     /// As whom it interrupts, where that is remapped, and its inputs' entries.
     remapping: Once<Remapping>,
-    entries: Mutex<BTreeMap<u32, u16>>,
+    entries: Mutex<LiteMap<u32, u16>>,
 }
 
 static IO_APICS: Once<Vec<IoApic>> = Once::new();
@@ -68,7 +68,7 @@ pub fn init(found: &[IoApicInfo]) {
             first_gsi: info.first_gsi,
             inputs: 0,
             remapping: Once::new(),
-            entries: Mutex::new(BTreeMap::new()),
+            entries: Mutex::new(LiteMap::new()),
         };
         io_apic.inputs = ((io_apic.read(VERSION) >> 16) & 0xff) + 1;
         for input in 0..io_apic.inputs {

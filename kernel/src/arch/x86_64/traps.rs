@@ -6,6 +6,7 @@
 
 use core::arch::global_asm;
 use core::fmt;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU16, Ordering};
 
 use x86_64::VirtAddr;
@@ -175,13 +176,17 @@ unsafe extern "C" {
     static trap_stubs: [[u8; 16]; 256];
 }
 
-static mut IDT: [Entry<HandlerFunc>; 256] = [const { Entry::missing() }; 256];
+type Idt = [Entry<HandlerFunc>; 256];
+
+/// Zeros, which take no room in the image, until [`init`].
+static mut IDT: MaybeUninit<Idt> = MaybeUninit::zeroed();
 
 /// Fills the table that all CPUs share. Once, before the first [`load`].
 pub fn init() {
     let idt = &raw mut IDT;
     // SAFETY: one CPU runs, and the table is not loaded yet.
     let idt = unsafe { &mut *idt };
+    let idt = idt.write([const { Entry::missing() }; 256]);
     for (vector, entry) in idt.iter_mut().enumerate() {
         // The stubs lie 16 bytes apart.
         let stub = (&raw const trap_stubs)
@@ -203,7 +208,7 @@ pub fn init() {
 /// Loads the table on this CPU.
 pub fn load() {
     let pointer = DescriptorTablePointer {
-        limit: (size_of::<[Entry<HandlerFunc>; 256]>() - 1) as u16,
+        limit: (size_of::<Idt>() - 1) as u16,
         base: VirtAddr::new(&raw const IDT as u64),
     };
     // SAFETY: the table is filled and lives forever.

@@ -1,6 +1,5 @@
 //! The command that shows reservations of contiguous addresses, and makes some to try.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -9,6 +8,7 @@ use alloc::vec::Vec;
 use dmaengine::{Capabilities, Channel, Flags, SubmitReason, registry};
 use hal::dma::{Destination, MapError, Memory, PAGE, Source};
 use hal::time::Instant;
+use litemap::LiteMap;
 use spin::Mutex;
 use vcm::{Access, Error, Reservation, WeakReservation};
 
@@ -21,7 +21,7 @@ struct Tried {
     owners: Vec<Reservation>,
 }
 
-static TRIED: Mutex<BTreeMap<u32, Tried>> = Mutex::new(BTreeMap::new());
+static TRIED: Mutex<LiteMap<u32, Tried>> = Mutex::new(LiteMap::new());
 
 pub(super) async fn vcm(args: Vec<String>) -> CommandResult {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
