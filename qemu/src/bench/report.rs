@@ -230,6 +230,20 @@ const TABLES: &[(&str, &[Column])] = &[
         ],
     ),
     (
+        "mapping",
+        &[
+            ("us to map", |case| case.scaled("map_ns", 1000.0)),
+            ("us to unmap", |case| case.scaled("unmap_ns", 1000.0)),
+        ],
+    ),
+    (
+        "confined",
+        &[
+            ("iops", |case| case.spread("iops")),
+            ("MB/s", |case| case.scaled("KB/s", 1024.0)),
+        ],
+    ),
+    (
         "removal",
         &[
             ("us", |case| case.spread("us")),
@@ -414,6 +428,19 @@ mod tests {
             [longshore, linux],
             targets,
         )
+    }
+
+    #[test]
+    fn whatever_is_measured_is_shown() {
+        const FOR_THE_CHECKS: [&str; 2] = ["claimed", "totals"];
+        for kind in KINDS {
+            assert!(
+                FOR_THE_CHECKS.contains(&kind.name)
+                    || TABLES.iter().any(|(name, _)| *name == kind.name),
+                "{} has no table",
+                kind.name
+            );
+        }
     }
 
     #[test]
