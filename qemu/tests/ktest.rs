@@ -10,8 +10,9 @@ use std::process::ExitCode;
 use longshore_qemu::scenario::Bench;
 
 /// Images and machines that the suites run on.
-const MACHINES: [(&str, &[(&str, &str)]); 3] = [
+const MACHINES: [(&str, &[(&str, &str)]); 4] = [
     ("longshore-test", &[("CPUS", "4"), ("MEM", "6G")]),
+    ("longshore-test", &[("CPUS", "4"), ("IOMMU", "on")]),
     ("longshore-test", &[("CPUS", "1"), ("IRQ", "msix")]),
     ("longshore-nohotplug", &[("CPUS", "4")]),
 ];
