@@ -268,6 +268,15 @@ fn who_asks_for_any_channel_does_not_meet_an_engine_that_has_vanished() {
 
 /// A copy under way on an engine that answers nothing any more and goes on.
 fn deaf_at_work(driven: &Driven) -> (Channel, Submitted<Memcpy>) {
+    let work = at_work(driven);
+    let tricks = &driven.rig.tricks;
+    tricks.deaf_config.store(true, Ordering::Relaxed);
+    tricks.deaf.store(true, Ordering::Relaxed);
+    work
+}
+
+/// An engine in the middle of a copy that it does not end.
+fn at_work(driven: &Driven) -> (Channel, Submitted<Memcpy>) {
     let tricks = &driven.rig.tricks;
     tricks.hold.store(1, Ordering::Relaxed);
     let channel = block_on(driven.chan(0).request()).unwrap();
@@ -275,8 +284,6 @@ fn deaf_at_work(driven: &Driven) -> (Channel, Submitted<Memcpy>) {
     channel.issue_pending();
     let begun = || tricks.copies.load(Ordering::Relaxed) > 0;
     until("the copy", begun);
-    tricks.deaf_config.store(true, Ordering::Relaxed);
-    tricks.deaf.store(true, Ordering::Relaxed);
     (channel, copy)
 }
 
@@ -384,13 +391,9 @@ fn giving_up_does_not_bring_back_what_may_be_written_late() {
 #[test]
 fn an_engine_whose_configuration_space_answers_is_cut_off_there() {
     let driven = slow_to_isolate();
-    let (channel, copy) = deaf_at_work(&driven);
-    driven
-        .rig
-        .tricks
-        .deaf_config
-        .store(false, Ordering::Relaxed);
+    let (channel, copy) = at_work(&driven);
     assert!(driven.rig.bus_master());
+    driven.rig.tricks.deaf.store(true, Ordering::Relaxed);
     assert!(lost(&driven));
     let tricks = driven.rig.tricks.clone();
     // It stops between two pieces of a copy, and here is only one.
