@@ -4,10 +4,13 @@
 //! and the first GiB in the kernel's range, writable and executable. The kernel replaces them by
 //! tables without such pages; only a CPU on its way up uses them again.
 //!
-//! EBX holds what the loader gave and becomes the argument of `longshore_entry_64`. Intel SDM
-//! volume 3, 11.8.5 "Initializing IA-32e Mode".
+//! EBX holds what the loader gave, ESI which loader it is: they become the arguments of
+//! `longshore_entry_64`. Intel SDM volume 3, 11.8.5 "Initializing IA-32e Mode".
 
 use core::arch::global_asm;
+
+/// The boot page tables map this much.
+pub(crate) const REACH: u64 = 1 << 32;
 
 global_asm!(
     r#"
@@ -92,6 +95,7 @@ global_asm!(
         mov rsp, offset __boot_stack_top
         xor ebp, ebp
         mov edi, ebx
+        mov esi, esi                /* the upper half of RSI is undefined so far */
         movabs rax, offset longshore_entry_64
         push 0                      /* ends a backtrace */
         jmp rax

@@ -9,6 +9,8 @@ use core::ffi::CStr;
 
 use longshore::boot_info::{BootInfo, Region, RegionKind};
 
+use crate::long_mode::REACH;
+
 global_asm!(
     r#"
     .section .note.pvh, "a", @note
@@ -22,6 +24,7 @@ global_asm!(
     .global _start_pvh
     _start_pvh:
         cli
+        xor esi, esi
         jmp enter_long_mode
     .code64
     "#
@@ -55,11 +58,9 @@ struct MemoryMapEntry {
 
 /// No loader gives more; what lies beyond is not looked at.
 const ENTRIES_MAX: u32 = 512;
-/// The boot page tables map this much.
-const REACH: u64 = 1 << 32;
 
-#[unsafe(no_mangle)]
-extern "C" fn longshore_entry_64(start_info: u64) -> ! {
+/// What the loader tells in the start info at this address.
+pub(crate) fn boot_info(start_info: u64) -> BootInfo {
     let mut info = BootInfo::new("pvh");
     // SAFETY: by the PVH protocol EBX points to a start info, which the boot tables map; any bytes
     // make one.
@@ -80,19 +81,13 @@ extern "C" fn longshore_entry_64(start_info: u64) -> ! {
                 // SAFETY: an entry of the table that the loader left, below 4 GiB; any bytes make
                 // one.
                 let entry = unsafe { at.read_unaligned() };
-                let kind = match entry.kind {
-                    1 => RegionKind::Usable,
-                    3 => RegionKind::AcpiReclaimable,
-                    4 => RegionKind::AcpiNvs,
-                    _ => RegionKind::Reserved,
-                };
                 info.add_region(Region {
                     start: entry.start,
                     len: entry.len,
-                    kind,
+                    kind: RegionKind::of_e820(entry.kind),
                 });
             }
         }
     }
-    longshore::start(info)
+    info
 }

@@ -13,6 +13,18 @@ pub enum RegionKind {
     Reserved,
 }
 
+impl RegionKind {
+    /// What a BIOS means by a type in its memory map, and loaders after it. ACPI 6.5, 15.1.
+    pub fn of_e820(kind: u32) -> Self {
+        match kind {
+            1 => Self::Usable,
+            3 => Self::AcpiReclaimable,
+            4 => Self::AcpiNvs,
+            _ => Self::Reserved,
+        }
+    }
+}
+
 /// A region of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
@@ -42,10 +54,34 @@ pub struct Framebuffer {
     pub colours: [(u8, u8); 3],
 }
 
+impl Framebuffer {
+    /// Whether it can be drawn on: rows that hold their pixels, colours within a pixel, and all of
+    /// it inside the address space.
+    pub fn is_sound(&self) -> bool {
+        let row = u64::from(self.width) * u64::from(self.bits.div_ceil(8));
+        let size = u64::from(self.pitch) * u64::from(self.height);
+        let inside = |&(low, bits): &(u8, u8)| {
+            bits > 0 && low.checked_add(bits).is_some_and(|end| end <= self.bits)
+        };
+        (15..=32).contains(&self.bits)
+            && row > 0
+            && row <= self.pitch.into()
+            && (1..=FRAMEBUFFER_MAX).contains(&size)
+            && self.address != 0
+            && self.address < ADDRESS_END
+            && self.colours.iter().all(inside)
+    }
+}
+
+/// More than 16384 times 16384 pixels of four bytes there are not.
+const FRAMEBUFFER_MAX: u64 = 1 << 30;
+/// Where physical addresses end on any machine. Intel SDM volume 3, 4.1.4.
+const ADDRESS_END: u64 = 1 << 52;
 const REGIONS: usize = 128;
 const COMMAND_LINE: usize = 2048;
 
-/// What a boot loader tells. Holds copies: the loader's memory is not looked at again.
+/// What a boot loader tells. Holds copies: the loader's memory is not looked at again, but for the
+/// ACPI root pointer, whose memory no usable region may hold.
 #[derive(Clone)]
 pub struct BootInfo {
     /// The protocol it came by.
@@ -54,6 +90,8 @@ pub struct BootInfo {
     pub rsdp: Option<u64>,
     /// The screen, where the loader has set one up for drawing.
     pub framebuffer: Option<Framebuffer>,
+    /// What made no sense in what the loader left.
+    pub malformed: Option<&'static str>,
     regions: [Region; REGIONS],
     region_count: usize,
     regions_dropped: usize,
@@ -68,6 +106,7 @@ impl BootInfo {
             protocol,
             rsdp: None,
             framebuffer: None,
+            malformed: None,
             regions: [Region {
                 start: 0,
                 len: 0,
@@ -80,10 +119,17 @@ impl BootInfo {
         }
     }
 
-    /// Notes a region. Empty ones, and those that leave the address space, are ignored; those
-    /// that find no room are counted.
+    /// Notes a region. Empty ones, and those that leave the address space, are ignored; one that
+    /// goes on where the last one ended is made one with it; those that find no room are counted.
     pub fn add_region(&mut self, region: Region) {
         if region.len == 0 || region.start.checked_add(region.len).is_none() {
+            return;
+        }
+        if let Some(last) = self.regions[..self.region_count].last_mut()
+            && last.kind == region.kind
+            && last.start + last.len == region.start
+        {
+            last.len += region.len;
             return;
         }
         match self.regions.get_mut(self.region_count) {
@@ -176,14 +222,17 @@ mod tests {
             kind: RegionKind::Usable,
         });
         assert!(info.regions().is_empty());
-        for start in 0..REGIONS as u64 + 3 {
-            info.add_region(Region {
-                start,
-                len: 1,
-                kind: RegionKind::Usable,
-            });
+        for number in 0..REGIONS as u64 + 3 {
+            for start in [4 * number, 4 * number + 1] {
+                info.add_region(Region {
+                    start,
+                    len: 1,
+                    kind: RegionKind::Usable,
+                });
+            }
         }
-        assert_eq!((info.regions().len(), info.regions_dropped()), (REGIONS, 3));
+        assert_eq!((info.regions().len(), info.regions_dropped()), (REGIONS, 6));
+        assert!(info.regions().iter().all(|region| region.len == 2));
     }
 
     #[test]

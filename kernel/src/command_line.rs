@@ -125,14 +125,19 @@ enum Complaint {
     Value(&'static str),
 }
 
-/// Splits at white space outside of double quotes; the quotes go. An open quote ends with the line.
+/// Splits at white space outside of double quotes; the quotes go. An open quote ends with the line. A
+/// quote or a backslash behind a backslash stands for itself: so GRUB passes them on.
 pub fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let (mut quoted, mut started) = (false, false);
-    for c in line.chars() {
-        match c {
-            '"' => {
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let escaped = (c == '\\')
+            .then(|| chars.next_if(|next| matches!(next, '\\' | '"' | '\'')))
+            .flatten();
+        match escaped.unwrap_or(c) {
+            '"' if escaped.is_none() => {
                 quoted = !quoted;
                 started = true;
             }
@@ -202,5 +207,13 @@ mod tests {
     fn quotes_may_stay_open() {
         assert_eq!(words("a \"b c\" d\"e f"), ["a", "b c", "de f"]);
         assert_eq!(words("  "), [""; 0]);
+    }
+
+    #[test]
+    fn words_are_what_they_were_before_grub_quoted_them() {
+        assert_eq!(
+            words(r#""run=a; b" c=\"d\" e=\'f\' g=\\h i=\j \"#),
+            ["run=a; b", "c=\"d\"", "e='f'", "g=\\h", "i=\\j", "\\"]
+        );
     }
 }

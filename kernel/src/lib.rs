@@ -9,6 +9,7 @@
 //! | [`arch`] | the CPU: entry, descriptor tables, traps, APICs, starting CPUs, per-CPU data |
 //! | [`mm`] | frames, page tables, kernel addresses, heap |
 //! | [`acpi`], [`pci`], [`irq`], [`time`], [`task`] | the machine's services |
+//! | [`boot_info`], [`multiboot2`], [`command_line`] | what the loader tells |
 //! | [`drivers`] | which driver gets which device; the `hal` of this kernel |
 //! | [`console`], [`logging`] | what people see |
 //! | [`prelude`] | what tasks use of all that |
@@ -42,6 +43,7 @@ pub mod ktest;
 #[cfg(target_os = "none")]
 pub mod logging;
 pub mod mm;
+pub mod multiboot2;
 #[cfg(target_os = "none")]
 pub mod numa;
 #[cfg(target_os = "none")]

@@ -81,6 +81,9 @@ extern "C" fn on_own_stack() -> ! {
     for complaint in &options.complaints {
         log::warn!("command line: {complaint}");
     }
+    if let Some(what) = info.malformed {
+        log::warn!("WARN what the loader left is malformed: {what}");
+    }
     if info.regions_dropped() > 0 {
         log::warn!(
             "{} regions of the memory map found no room",
