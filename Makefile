@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
-export CPUS MEM IOAT CHANNELS CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
+export CPUS MEM IOAT CHANNELS WHERE CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
 export CMD APPEND FAULT ENGINE KERNEL BIOS ANSWER SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -165,6 +165,8 @@ help:
 	@echo "  CPUS=4 MEM=512M        the machine"
 	@echo "  IOAT=2 CHANNELS=4 CBVER=3.2 (3.3, 3.4) IRQ=msi (msix, intx)"
 	@echo "                         engines, and what each is like"
+	@echo "  WHERE=port (root)      engines behind ports, or in the root complex, as functions of 00:04"
+	@echo "  PASSTHROUGH=BB:DD.F    a real engine of this host as well, by VFIO and KVM"
 	@echo "  NUMA=1                 nodes: CPUs, memory and engines are spread over them"
 	@echo "  EDU=0                  QEMU's educational devices: slow, 28 address lines"
 	@echo "  FAULT=                 'SPEC' or 'ioatN:SPEC' words: engines that misbehave, see"

@@ -68,6 +68,7 @@ impl Running {
 
     /// Presses the attention button and waits until the guest has let go; gives the seconds it took.
     pub fn remove(&mut self) -> Result<f64, Failure> {
+        self.refuse_root("removal")?;
         self.refuse_msix("removal")?;
         let id = engine_id(self.engine);
         let start = Instant::now();
@@ -87,6 +88,7 @@ impl Running {
 
     /// Puts a new engine into the port of the one that was removed.
     pub fn add(&mut self) -> Result<(), Failure> {
+        self.refuse_root("addition")?;
         let id = engine_id(self.engine);
         if self.is_plugged()? {
             return Err(Failure::run(format!("{id} is in its slot already")));
@@ -112,6 +114,7 @@ impl Running {
             How::AllOnes => control::ask(&self.run_dir.control(), Verb::AllOnes, self.engine),
             How::Freeze => control::ask(&self.run_dir.control(), Verb::Freeze, self.engine),
             How::Power => {
+                self.refuse_root("HOW=power")?;
                 self.refuse_msix("HOW=power")?;
                 let id = engine_id(self.engine);
                 if !self.is_plugged()? {
@@ -130,6 +133,15 @@ impl Running {
                 }
                 control::ask(&self.run_dir.control(), Verb::End, self.engine)
             }
+        }
+    }
+
+    fn refuse_root(&self, what: &str) -> Result<(), Failure> {
+        match self.settings.root {
+            true => Err(Failure::usage(format!(
+                "{what} is refused with WHERE=root, where engines have no slot: see `pci remove`"
+            ))),
+            false => Ok(()),
         }
     }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`settings`] | the variables of `make run`, checked |
 //! | [`machine`], [`engines`], [`child`] | command lines and processes |
+//! | [`passthrough`] | a real engine for the machine |
 //! | [`qemu`] | which QEMU |
 //! | [`run`], [`console`], [`terminal`] | a machine from start to end, its console passing through |
 //! | [`hotplug`], [`control`], [`qmp`] | removal, addition and yanking on the machine that runs |
@@ -27,6 +28,7 @@ pub mod failure;
 pub mod hotplug;
 pub mod linux;
 pub mod machine;
+pub mod passthrough;
 pub mod qemu;
 pub mod qmp;
 pub mod run;

@@ -1,6 +1,7 @@
 //! QEMU's command line for a machine.
 //!
-//! Every engine sits behind a root port of its own, and one more port stays empty. Slots are PCIe
+//! Every engine sits behind a root port of its own, or in the root complex, and one more port stays
+//! empty. Slots are PCIe
 //! native: by default q35 routes them through ACPI and their registers stay untouched. Guest memory
 //! is a shared memfd, so that engines can map it.
 
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::passthrough;
 use crate::run_dir::RunDir;
 use crate::settings::{Accel, Serial, Settings};
 
@@ -26,7 +28,11 @@ pub fn port_id(engine: u32) -> String {
     format!("port{engine}")
 }
 
-/// What `-device` and `device_add` take for an engine. Its option for the answer's time is one of
+/// The bus of the root complex.
+const ROOT_BUS: &str = "pcie.0";
+
+/// What `-device` and `device_add` take for an engine: behind its port, or in the root complex where
+/// Xeons have theirs, as functions of device 4. Its option for the answer's time is one of
 /// those that QEMU calls experimental.
 pub fn engine_device(settings: &Settings, engine: u32, socket: &Path) -> Value {
     let mut device = json!({
@@ -35,6 +41,11 @@ pub fn engine_device(settings: &Settings, engine: u32, socket: &Path) -> Value {
         "bus": port_id(engine),
         "socket": { "type": "unix", "path": socket.to_string_lossy() },
     });
+    if settings.root {
+        device["bus"] = ROOT_BUS.into();
+        device["addr"] = format!("{:x}.{}", 4 + engine / 8, engine % 8).into();
+        device["multifunction"] = true.into();
+    }
     if let Some(answer) = settings.answer_ms_of(engine) {
         device["x-msg-timeout"] = answer.into();
     }
@@ -152,7 +163,9 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     if settings.iommu {
         add(&["-device", IOMMU_DEVICE]);
     }
-    for port in 0..=settings.engines {
+    let first = if settings.root { settings.engines } else { 0 };
+    let last = settings.engines + u32::from(settings.passthrough.is_some());
+    for port in first..=last {
         let (id, slot) = (port_id(port), port + 1);
         add(&[
             "-device",
@@ -162,6 +175,11 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     for engine in 0..settings.engines {
         let device = engine_device(settings, engine, &run_dir.engine_socket(engine));
         add(&["-device", &device.to_string()]);
+    }
+    if let Some(address) = &settings.passthrough {
+        let port = port_id(last);
+        let bus = if settings.root { ROOT_BUS } else { &port };
+        add(&["-device", &passthrough::device(address, bus).to_string()]);
     }
     for device in 0..settings.edu {
         add(&["-device", &format!("edu,id=edu{device}")]);
@@ -275,6 +293,47 @@ mod tests {
             ..Settings::default()
         });
         assert!(two.contains("-device edu,id=edu0 -device edu,id=edu1"));
+    }
+
+    #[test]
+    fn engines_in_the_root_complex_are_functions_of_one_device() {
+        let line = line(&Settings {
+            engines: 9,
+            root: true,
+            ..Settings::default()
+        });
+        for part in [
+            r#""addr":"4.0","bus":"pcie.0""#,
+            r#""addr":"4.7","bus":"pcie.0""#,
+            r#""addr":"5.0","bus":"pcie.0""#,
+            r#""multifunction":true"#,
+            "id=port9,chassis=10,slot=10",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert_eq!(line.matches("pcie-root-port").count(), 1, "{line}");
+    }
+
+    #[test]
+    fn a_real_engine_has_a_port_of_its_own() {
+        let mut settings = Settings {
+            passthrough: Some("00:04.0".into()),
+            accel: Accel::Kvm,
+            ..Settings::default()
+        };
+        let behind = line(&settings);
+        let device = |bus: &str| {
+            format!(
+                r#"-device {{"bus":"{bus}","driver":"vfio-pci","host":"0000:00:04.0","id":"real0"}}"#
+            )
+        };
+        for part in ["-accel kvm", "pcie-root-port,id=port3,", &device("port3")] {
+            assert!(behind.contains(part), "{part} not in {behind}");
+        }
+        settings.root = true;
+        let root = line(&settings);
+        assert!(root.contains(&device("pcie.0")), "{root}");
+        assert!(!line(&Settings::default()).contains("vfio-pci"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::control;
 use crate::engines::Engines;
 use crate::failure::{Context, Failure};
 use crate::machine::{arguments, engine_id, shell_line};
+use crate::passthrough::Host;
 use crate::qemu;
 use crate::qmp::Qmp;
 use crate::run_dir::RunDir;
@@ -60,6 +61,9 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
             "no kernel {}: run `make build`",
             settings.kernel
         )));
+    }
+    if let Some(address) = &settings.passthrough {
+        Host::default().check(address)?;
     }
     let qemu = qemu::find(place.root, settings.qemu.as_deref())?;
     let run_dir = &place.run_dir;

@@ -20,11 +20,12 @@ use crate::transcript::Transcript;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 27] = [
+const VARIABLES: [&str; 28] = [
     "CPUS",
     "MEM",
     "IOAT",
     "CHANNELS",
+    "WHERE",
     "CBVER",
     "IRQ",
     "IOMMU",

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::passthrough;
 
 /// How an engine interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,10 @@ pub struct Settings {
     pub nodes: u32,
     /// `CHANNELS` of each engine
     pub channels: u32,
+    /// `WHERE=root`: engines in the root complex, as Xeons have them, and not behind ports
+    pub root: bool,
+    /// `PASSTHROUGH`: a real engine of this host, beside the others
+    pub passthrough: Option<String>,
     /// `EDU`: QEMU's educational devices, on the root bus
     pub edu: u32,
     /// `CBVER`
@@ -106,6 +111,8 @@ impl Default for Settings {
             engines: 2,
             nodes: 1,
             channels: 4,
+            root: false,
+            passthrough: None,
             edu: 0,
             cbver: "3.2".into(),
             irq: Irq::Msi,
@@ -144,7 +151,17 @@ impl Settings {
         vars.later("FIRMWARE", "direct", |value| {
             matches!(value, "bios" | "uefi")
         })?;
-        vars.later("PASSTHROUGH", "", is_pci_address)?;
+        let passthrough = vars.get("PASSTHROUGH");
+        if let Some(address) = &passthrough {
+            if !passthrough::is_address(address) {
+                return Err(bad("PASSTHROUGH", address, "BB:DD.F, as lspci prints"));
+            }
+            if vars.get("ACCEL").is_some_and(|accel| accel == "tcg") {
+                return Err(Failure::usage(format!(
+                    "PASSTHROUGH={address} goes by KVM: leave ACCEL=tcg out"
+                )));
+            }
+        }
         let settings = Self {
             cpus: vars.number("CPUS", default.cpus, 1, 255)?,
             mem_mib: vars
@@ -153,6 +170,7 @@ impl Settings {
             engines: vars.number("IOAT", default.engines, 0, 16)?,
             nodes: vars.number("NUMA", default.nodes, 1, 64)?,
             channels: vars.number("CHANNELS", default.channels, 1, 8)?,
+            root: vars.one_of("WHERE", &["port", "root"])? == "root",
             edu: vars.number("EDU", default.edu, 0, 16)?,
             iommu: vars.one_of("IOMMU", &["off", "on"])? == "on",
             cbver: vars.one_of("CBVER", &["3.2", "3.3", "3.4"])?.to_string(),
@@ -162,9 +180,10 @@ impl Settings {
                 _ => Irq::Msi,
             },
             accel: match vars.one_of("ACCEL", &["tcg", "kvm"])? {
-                "kvm" => Accel::Kvm,
-                _ => Accel::Tcg,
+                "tcg" if passthrough.is_none() => Accel::Tcg,
+                _ => Accel::Kvm,
             },
+            passthrough,
             icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
             serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
                 "socket" => Serial::Socket,
@@ -362,19 +381,6 @@ fn memory(value: &str) -> Result<u64, Failure> {
         .ok_or_else(|| bad("MEM", value, "64M to 1024G, as in 512M or 6G"))
 }
 
-/// `BB:DD.F`
-fn is_pci_address(text: &str) -> bool {
-    let hex = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    text.split_once(':').is_some_and(|(bus, rest)| {
-        hex(bus, 2)
-            && rest.split_once('.').is_some_and(|(device, function)| {
-                hex(device, 2) && matches!(function.as_bytes(), [b'0'..=b'7'])
-            })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,7 +474,8 @@ mod tests {
             ("NUMA", "65"),
             ("NUMA", "x"),
             ("EDU", "17"),
-            ("PASSTHROUGH", "00:04.0"),
+            ("PASSTHROUGH", "00:04.8"),
+            ("WHERE", "slot"),
             ("PASSTHROUGH", "all"),
             ("CMD", "echo \"x\""),
             ("CMD", "a\nb"),
@@ -490,6 +497,17 @@ mod tests {
         );
         assert!(read(&[("CMD", "x"), ("SERIAL", "socket")]).is_err());
         assert!(read(&[("ICOUNT", "1"), ("ACCEL", "kvm")]).is_err());
+    }
+
+    #[test]
+    fn a_real_engine_goes_by_kvm() {
+        let settings = read(&[("PASSTHROUGH", "00:04.0"), ("WHERE", "root")]).unwrap();
+        assert_eq!(settings.accel, Accel::Kvm);
+        assert_eq!(settings.passthrough.as_deref(), Some("00:04.0"));
+        assert!(settings.root);
+        let failure = read(&[("PASSTHROUGH", "00:04.0"), ("ACCEL", "tcg")]).unwrap_err();
+        assert!(failure.status == 2 && failure.message.contains("KVM"));
+        assert!(read(&[("PASSTHROUGH", "00:04.0"), ("ICOUNT", "1")]).is_err());
     }
 
     #[test]

@@ -41,6 +41,11 @@ fn bad_variables() {
     refused(&[("CBVER", "2.0")], 2, "CBVER=2.0");
     refused(&[("IRQ", "gpio")], 2, "IRQ=gpio");
     refused(&[("IOMMU", "maybe")], 2, "IOMMU");
+    refused(&[("WHERE", "slot")], 2, "WHERE=slot");
+    refused(&[("PASSTHROUGH", "4")], 2, "PASSTHROUGH=4");
+    let real = ("PASSTHROUGH", "fe:1f.7");
+    refused(&[real], 1, "no PCI function 0000:fe:1f.7");
+    refused(&[real, ("ACCEL", "tcg")], 2, "goes by KVM");
     refused(&[("FAULT", "nonsense@7")], 2, "nonsense@7");
     refused(&[("KERNEL", "build/none.elf")], 1, "build/none.elf");
 }

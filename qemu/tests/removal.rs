@@ -138,6 +138,50 @@ fn vanish(kernel: &str) {
     audited(&ended);
 }
 
+/// As on Xeons: engines are functions of one device in the root complex, without a slot.
+#[test]
+fn engines_of_the_root_complex_leave_and_come_back() {
+    for irq in ["msi", "msix", "intx"] {
+        let copies = "dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &";
+        let wait = "dmatest channel=dma2chan1 iterations=50";
+        let commands = format!(
+            "{copies}; {wait}; pci remove 00:04.0; lspci; {wait}; pci remove 00:04.1; {wait}; \
+             pci rescan; {wait}; stop 1; dmatest channel=cpu iterations=2000; slots; \
+             dmatest iterations=20; audit"
+        );
+        let ended = bench().run(&commands, &[("WHERE", "root"), ("IOAT", "3"), ("IRQ", irq)]);
+        ended.expect_success();
+        let gone = hot(&ended, "pci remove 00:04.0", "00:04.0", "detached");
+        assert_eq!(number(&gone, "lost"), 0, "{irq}: {gone}");
+        let left = ended.output_of("lspci");
+        let at = |at: &str| left.iter().any(|line| line.starts_with(at));
+        assert!(
+            !at("00:04.0 ") && at("00:04.1 ") && at("00:04.2 "),
+            "{left:#?}"
+        );
+        for at in ["00:04.0", "00:04.1"] {
+            hot(&ended, "pci rescan", at, "live");
+        }
+        // What it copied meanwhile, and afterwards all of them.
+        let failed = |line: &&str| line.contains(" summary ") && !line.contains(", 0 failures ");
+        assert_eq!(
+            ended.console.lines().filter(failed).count(),
+            0,
+            "{irq}\n{}",
+            ended.all()
+        );
+        let all = ended.output_of("dmatest iterations=20");
+        let passed = |line: &&&str| line.contains("summary 20 tests, 0 failures");
+        assert_eq!(
+            all.iter().filter(passed).count(),
+            12,
+            "{irq}\n{}",
+            ended.all()
+        );
+        audited(&ended);
+    }
+}
+
 #[test]
 fn functions_go_and_are_found_again() {
     let commands = "pci remove 01:00.0; pci remove 02:00.0; dma; dmatest iterations=20; \
