@@ -12,6 +12,8 @@ mod rig;
 
 #[path = "cosim/copies.rs"]
 mod copies;
+#[path = "cosim/dump.rs"]
+mod dump;
 #[path = "cosim/faults.rs"]
 mod faults;
 #[path = "cosim/fences.rs"]

@@ -61,6 +61,11 @@ bitflags::bitflags! {
         const RAID = 1 << 1;
         /// Reaches 40 address bits only (Xeon C5500 datasheet).
         const ADDRESS_40 = 1 << 2;
+        /// Bus locks hang it while it works (Xeon E7 v2 specification update, January 2015, CF4).
+        const LOCK_HANGS = 1 << 3;
+        /// SUSPEND or RESET of a channel with XOR work spoils what other channels copy (the same,
+        /// CF5).
+        const XOR_DISTURBS = 1 << 4;
     }
 }
 
@@ -74,6 +79,8 @@ const fn part(device: u16, name: &'static str, cbver: CbVer, quirks: Quirks) -> 
 }
 
 const NONE: Quirks = Quirks::empty();
+/// CF4 and CF5: whether the siblings that the E7's document does not speak of have them is not known.
+const E7_V2: Quirks = Quirks::LOCK_HANGS.union(Quirks::XOR_DISTURBS);
 
 /// Every engine of versions 3.2 to 3.4, by rising device ID.
 pub const PARTS: &[Part] = &[
@@ -92,16 +99,26 @@ pub const PARTS: &[Part] = &[
     ),
     part(0x0c52, "Atom S1200", CbVer::V3_3, Quirks::RESET_LOSES_MSIX),
     part(0x0c53, "Atom S1200", CbVer::V3_3, Quirks::RESET_LOSES_MSIX),
-    part(0x0e20, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e21, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e22, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e23, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e24, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e25, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e26, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e27, "Xeon E5/E7 v2", CbVer::V3_2, NONE),
-    part(0x0e2e, "Xeon E5/E7 v2", CbVer::V3_2, Quirks::RAID),
-    part(0x0e2f, "Xeon E5/E7 v2", CbVer::V3_2, Quirks::RAID),
+    part(0x0e20, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e21, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e22, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e23, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e24, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e25, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e26, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(0x0e27, "Xeon E5/E7 v2", CbVer::V3_2, E7_V2),
+    part(
+        0x0e2e,
+        "Xeon E5/E7 v2",
+        CbVer::V3_2,
+        Quirks::RAID.union(E7_V2),
+    ),
+    part(
+        0x0e2f,
+        "Xeon E5/E7 v2",
+        CbVer::V3_2,
+        Quirks::RAID.union(E7_V2),
+    ),
     part(0x2021, "Xeon Scalable", CbVer::V3_2, NONE),
     part(0x2f20, "Xeon E5/E7 v3", CbVer::V3_2, NONE),
     part(0x2f21, "Xeon E5/E7 v3", CbVer::V3_2, NONE),
@@ -157,4 +174,25 @@ pub const PARTS: &[Part] = &[
     part(0x6f51, "Xeon D-1500", CbVer::V3_3, Quirks::RESET_LOSES_MSIX),
     part(0x6f52, "Xeon D-1500", CbVer::V3_3, Quirks::RESET_LOSES_MSIX),
     part(0x6f53, "Xeon D-1500", CbVer::V3_3, Quirks::RESET_LOSES_MSIX),
+];
+
+/// What is noted of a part when it is taken: the quirk, and in a few words what it does and what is
+/// done about it.
+pub const ERRATA: &[(Quirks, &str)] = &[
+    (
+        Quirks::RESET_LOSES_MSIX,
+        "RESET wipes MSI-X: saved and restored",
+    ),
+    (
+        Quirks::ADDRESS_40,
+        "40 address bits: memory above stays out",
+    ),
+    (
+        Quirks::LOCK_HANGS,
+        "CF4, bus locks hang it: for firmware to mend",
+    ),
+    (
+        Quirks::XOR_DISTURBS,
+        "CF5, stopping XOR work spoils copies: it gets none",
+    ),
 ];

@@ -391,3 +391,26 @@ fn identities_are_those_that_the_drivers_bind() {
         assert_eq!(narrow, part.device >> 4 == 0x371, "{:04x}", part.device);
     }
 }
+
+#[test]
+fn errata_are_those_of_the_documents_and_each_is_told_once() {
+    // Xeon E7 v2 specification update, January 2015: CF4 and CF5, of bus 0, device 4.
+    let e7 = pci::Quirks::LOCK_HANGS | pci::Quirks::XOR_DISTURBS;
+    for part in pci::PARTS {
+        let ours = part.quirks.intersection(e7);
+        let expected = if part.device >> 4 == 0x0e2 {
+            e7
+        } else {
+            pci::Quirks::empty()
+        };
+        assert_eq!(ours, expected, "{:04x}", part.device);
+    }
+    // All but RAID, which is no erratum.
+    let told: Vec<_> = pci::ERRATA.iter().map(|(quirk, _)| *quirk).collect();
+    let all = pci::Quirks::all() - pci::Quirks::RAID;
+    assert_eq!(
+        all.iter().collect::<Vec<_>>(),
+        told,
+        "in the order of their bits"
+    );
+}

@@ -9,6 +9,7 @@
 //! | `device` | what a function's channels share |
 //! | `presence` | whether it is there and of use |
 //! | `regs` | one channel's registers, silent once the engine is gone |
+//! | `dump` | all registers by name, for people |
 //! | `hardware` | suspend, reset, start: every wait bounded |
 //! | `ring` | descriptor memory and the completion word |
 //! | `queue` | what is in the ring, from who submits to who completes: indices, locks, order |
@@ -31,6 +32,7 @@ extern crate alloc;
 
 mod chan;
 mod device;
+mod dump;
 mod error;
 mod hardware;
 mod options;
@@ -42,6 +44,7 @@ mod ring;
 mod service;
 mod split;
 
+pub use dump::Registers;
 pub use error::{ProbeError, ResetError};
 pub use options::{Interrupt, Options};
 pub use probe::{Engine, matches, probe, probe_with};

@@ -14,7 +14,7 @@ use dmaengine::{Capabilities, ChannelOps, DeviceInfo, DmaDevice, Quiesced, Regis
 use hal::irq::{IrqKind, IrqLine};
 use hal::pci::{Config, Function, Identity};
 use hal::time::Duration;
-use ioat_spec::pci::{BAR, PARTS, Part, Quirks, VENDOR_INTEL};
+use ioat_spec::pci::{BAR, ERRATA, PARTS, Part, Quirks, VENDOR_INTEL};
 use ioat_spec::{CbVer, DmaCap, IntrCtrl, channel, descriptor, device};
 
 use crate::chan::Chan;
@@ -43,7 +43,7 @@ fn part(identity: &Identity) -> Option<Part> {
 /// A probed engine. Drop it and nobody can remove it any more: keep it until [`Engine::remove`].
 #[must_use = "an engine that is dropped cannot be removed"]
 pub struct Engine {
-    device: Arc<Device>,
+    pub(crate) device: Arc<Device>,
     channels: Vec<Arc<Chan>>,
     registered: DmaDevice,
     registry: Registry,
@@ -122,6 +122,20 @@ impl Engine {
     /// Where it sits.
     pub fn address(&self) -> hal::pci::Address {
         self.device.address
+    }
+
+    /// What is known to be wrong with parts such as this one, and what is done about it; empty where
+    /// nothing is.
+    pub fn errata(&self) -> String {
+        let mut errata = String::new();
+        for (_, words) in ERRATA
+            .iter()
+            .filter(|one| self.device.part.quirks.contains(one.0))
+        {
+            errata.push_str(if errata.is_empty() { "" } else { "; " });
+            errata.push_str(words);
+        }
+        errata
     }
 
     /// How its completions are announced; `None` where they are polled for.
