@@ -66,4 +66,4 @@ pub mod time;
 
 pub use boot_info::BootInfo;
 #[cfg(target_os = "none")]
-pub use start::{boot_protocol, start, usable_memory};
+pub use start::{boot_info, boot_protocol, start, usable_memory};

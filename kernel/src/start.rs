@@ -29,6 +29,11 @@ pub fn boot_protocol() -> &'static str {
     BOOT.get().map_or("", |boot| boot.info.protocol)
 }
 
+/// What the loader told; `None` before it is looked at.
+pub fn boot_info() -> Option<&'static BootInfo> {
+    BOOT.get().map(|boot| &boot.info)
+}
+
 /// Bytes of memory that the loader called usable.
 pub fn usable_memory() -> u64 {
     BOOT.get().map_or(0, |boot| {

@@ -9,6 +9,7 @@ use dmaengine::{DmaDevice, Removal, registry};
 use hal::irq::IrqKind;
 use hal::pci::{Address, Identity};
 use hal::time::Duration;
+use ioat::Registers;
 use litemap::LiteMap;
 use spin::Mutex;
 
@@ -54,6 +55,14 @@ impl Engine {
         match self {
             Self::Ioat(engine) => engine.device(),
             Self::Edu(device) => device.device(),
+        }
+    }
+
+    /// What is known to be wrong with it.
+    fn errata(&self) -> String {
+        match self {
+            Self::Ioat(engine) => engine.errata(),
+            Self::Edu(_) => String::new(),
         }
     }
 
@@ -169,6 +178,10 @@ pub(super) async fn bind(address: Address) -> Result<(), String> {
     };
     let text = engine.to_string();
     log::info!("{}", text.lines().next().unwrap_or_default());
+    let errata = engine.errata();
+    if !errata.is_empty() {
+        log::info!("{address}: errata: {errata}");
+    }
     let lost = match &engine {
         Engine::Ioat(engine) => Some(engine.lost()),
         Engine::Edu(_) => None,
@@ -240,6 +253,22 @@ pub fn all() -> Vec<(Address, DmaDevice)> {
 /// What the driver says of the engine at `address`, where it has taken one.
 pub fn describe(address: Address) -> Option<String> {
     ENGINES.lock().get(&address).map(ToString::to_string)
+}
+
+/// The registers of the engine at `address`, for who prints them without holding anything up.
+pub fn registers(address: Address) -> Option<Registers> {
+    match ENGINES.lock().get(&address)? {
+        Engine::Ioat(engine) => Some(engine.registers()),
+        Engine::Edu(_) => None,
+    }
+}
+
+/// What is known to be wrong with the engine at `address`; empty where nothing is.
+pub fn errata(address: Address) -> String {
+    let engines = ENGINES.lock();
+    engines
+        .get(&address)
+        .map_or_else(String::new, Engine::errata)
 }
 
 /// How often the engines' drivers have rung a doorbell for operations.

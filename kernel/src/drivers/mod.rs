@@ -14,4 +14,6 @@ pub mod machine;
 pub mod removal;
 
 #[cfg(target_os = "none")]
-pub use engines::{all, describe, doorbells, fences, knows, name, probe_all, vectors};
+pub use engines::{
+    all, describe, doorbells, errata, fences, knows, name, probe_all, registers, vectors,
+};

@@ -30,6 +30,10 @@ pub fn device(id: &Identity) -> Option<&'static str> {
         (0x8086, 0x10d3) => "82574L network controller",
         (0x8086, 0x1237) => "440FX host bridge",
         (0x8086, 0x7000) => "82371SB (PIIX3) ISA bridge",
+        // Older than what `ioat` drives (Linux `pci_ids.h`).
+        (0x8086, 0x1a38 | 0x360b | 0x65ff | 0x402f | 0x3429..=0x342c | 0x3430..=0x3433) => {
+            "QuickData before 3.2"
+        }
         (0x1b36, 0x000c) => "QEMU PCIe root port",
         (0x1b36, 0x000e) => "QEMU PCIe-to-PCI bridge",
         (0x104c, 0x8232) => "XIO3130 switch, upstream",

@@ -44,6 +44,20 @@ fn tables() {
     }
 }
 
+pub(super) fn regs(args: &[String]) -> CommandResult {
+    no_arguments(args)?;
+    for (at, _) in drivers::all() {
+        if let Some(registers) = drivers::registers(at) {
+            crate::println!("{registers}");
+        }
+        let errata = drivers::errata(at);
+        if !errata.is_empty() {
+            crate::println!("regs: {at} errata: {errata}");
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn test(args: Vec<String>) -> CommandResult {
     let out: dmatest::Output = Arc::new(|line| crate::println!("{line}"));
     let words = args.iter().map(String::as_str);

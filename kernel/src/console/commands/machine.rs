@@ -2,10 +2,17 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::{CommandResult, no_arguments};
+use raw_cpuid::cpuid;
+use x86_64::registers::control::{Cr0, Cr4};
+use x86_64::registers::model_specific::Efer;
+
+use super::{CommandResult, flag, no_arguments};
+use crate::acpi::tables::{self, platform};
 use crate::arch::x86_64::{apic, percpu};
+use crate::boot_info::RegionKind;
 use crate::cpus as hotplug;
 use crate::mm::{PAGE, frames, heap};
 use crate::time::{clock, timers};
@@ -25,6 +32,9 @@ pub(super) fn version(args: &[String]) -> CommandResult {
         khz % 1000,
         clock::now_ns() / 1_000_000
     );
+    if let Some(boot) = crate::boot_info() {
+        crate::println!("command line: {}", boot.command_line());
+    }
     Ok(())
 }
 
@@ -35,7 +45,9 @@ pub(super) fn dmesg(args: &[String]) -> CommandResult {
 }
 
 pub(super) fn cpus(args: &[String]) -> CommandResult {
-    no_arguments(args)?;
+    if flag(args, "-v")? {
+        features();
+    }
     let mut online = 0;
     for cpu in percpu::all() {
         let (polls, sleeps) = task::activity(cpu.index());
@@ -58,6 +70,64 @@ pub(super) fn cpus(args: &[String]) -> CommandResult {
     Ok(())
 }
 
+/// What this CPU is and has, and what of that is used.
+fn features() {
+    let brand = (2..=4).map(|leaf| cpuid!(0x8000_0000u32 + leaf));
+    let brand: Vec<u8> = brand
+        .flat_map(|words| [words.eax, words.ebx, words.ecx, words.edx])
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let brand = core::str::from_utf8(&brand).unwrap_or("unreadable");
+    crate::println!("cpu: {}", brand.trim_matches(['\0', ' ']));
+    const LEAVES: [u32; 8] = [0, 1, 7, 0xb, 0x15, 0x8000_0001, 0x8000_0007, 0x8000_0008];
+    for leaf in LEAVES {
+        let words = cpuid!(leaf, 0);
+        crate::println!(
+            "cpu: cpuid {leaf:#x} {:08x} {:08x} {:08x} {:08x}",
+            words.eax,
+            words.ebx,
+            words.ecx,
+            words.edx
+        );
+    }
+    crate::println!(
+        "cpu: used: cr0={:#x} cr4={:#x} efer={:#x}",
+        Cr0::read_raw(),
+        Cr4::read_raw(),
+        Efer::read_raw()
+    );
+}
+
+/// The tables whose contents are worth their length.
+const DUMPED: [&[u8; 4]; 8] = [
+    b"APIC", b"MCFG", b"SRAT", b"DMAR", b"SPCR", b"FACP", b"HPET", b"SLIT",
+];
+/// As much as is dumped of a table: a MADT of 512 CPUs fits.
+const DUMPED_MAX: usize = 8 << 10;
+
+pub(super) fn acpi(args: &[String]) -> CommandResult {
+    let dump = flag(args, "-x")?;
+    let tables = &platform().list;
+    for (signature, at, len) in tables {
+        tables::look(*at, &mut |bytes| {
+            // ACPI 6.5, 5.2.6: revision, then the names of who wrote it, at 10 and 16.
+            let text = |range: Range<usize>| bytes.get(range).unwrap_or_default().escape_ascii();
+            crate::println!(
+                "acpi: {} at {at:#x} len={len} revision={} oem={} table={}",
+                signature.escape_ascii(),
+                bytes.get(8).copied().unwrap_or(0),
+                text(10..16),
+                text(16..24)
+            );
+            if dump && DUMPED.contains(&signature) {
+                super::hex(&bytes[..bytes.len().min(DUMPED_MAX)]);
+            }
+        });
+    }
+    crate::println!("acpi: tables={}", tables.len());
+    Ok(())
+}
+
 pub(super) async fn cpu(args: Vec<String>) -> CommandResult {
     let [what, number] = &args[..] else {
         return Err("wants offline or online, and a CPU".into());
@@ -73,7 +143,9 @@ pub(super) async fn cpu(args: Vec<String>) -> CommandResult {
 }
 
 pub(super) async fn mem(args: Vec<String>) -> CommandResult {
-    no_arguments(&args)?;
+    if flag(&args, "-v")? {
+        map();
+    }
     // What CPUs keep for themselves is not in use.
     for cpu in hal::cpu::online() {
         task::spawn("mem", Some(cpu), async { heap::share() }).await;
@@ -99,6 +171,24 @@ pub(super) async fn mem(args: Vec<String>) -> CommandResult {
         crate::drivers::machine::buffers()
     );
     Ok(())
+}
+
+/// The loader's memory map, and which node has what of it.
+fn map() {
+    for region in crate::boot_info().map_or(&[][..], |boot| boot.regions()) {
+        let kind = match region.kind {
+            RegionKind::Usable => "usable",
+            RegionKind::AcpiReclaimable => "acpi tables",
+            RegionKind::AcpiNvs => "acpi nvs",
+            RegionKind::Reserved => "reserved",
+        };
+        let end = region.start + region.len - 1;
+        crate::println!("map: {:#x}-{end:#x} {kind}", region.start);
+    }
+    for range in &platform().srat.memory {
+        let end = range.base.saturating_add(range.len);
+        crate::println!("map: {:#x}-{end:#x} node={}", range.base, range.node);
+    }
 }
 
 pub(super) fn irqs(args: &[String]) -> CommandResult {

@@ -8,6 +8,7 @@ mod guard;
 mod iommu;
 mod machine;
 mod pci;
+mod report;
 mod test;
 mod vcm;
 
@@ -15,6 +16,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Write;
 use core::future::Future;
 use core::pin::Pin;
 
@@ -73,24 +75,31 @@ static COMMANDS: &[Command] = &[
     command!("dmesg", "", "the log", machine::dmesg),
     command!(
         "cpus",
-        "",
-        "the CPUs and what they have done",
+        "[-v]",
+        "the CPUs and what they have done; -v shows what they are",
         machine::cpus
     ),
     command!("cpu", "offline|online N", "parks a CPU, or starts it again", async machine::cpu),
-    command!("mem", "", "memory in use", async machine::mem),
+    command!("mem", "[-v]", "memory in use; -v shows the map of it", async machine::mem),
     command!("irqs", "", "vectors and who owns them", machine::irqs),
     command!("tasks", "", "the tasks", machine::tasks),
     command!(
+        "acpi",
+        "[-x]",
+        "firmware's tables; -x dumps those that matter",
+        machine::acpi
+    ),
+    command!(
         "lspci",
-        "[-v]",
-        "PCI functions; -v shows their resources",
+        "[-v|-x BB:DD.F]",
+        "PCI functions; -v shows their resources, -x dumps one",
         pci::lspci
     ),
     command!("slots", "", "PCI Express slots and their state", pci::slots),
     command!("pci", "remove BB:DD.F|rescan", "takes a function away; finds them", async pci::pci),
     command!("unbind", "BB:DD.F", "takes an engine from its driver", async pci::unbind),
     command!("bind", "BB:DD.F DRIVER", "gives it back", async pci::bind),
+    command!("regs", "", "the registers of all engines", dma::regs),
     command!(
         "dma",
         "",
@@ -135,6 +144,12 @@ static COMMANDS: &[Command] = &[
         async dma::audit
     ),
     command!("bench", "[NAME KEY=VALUE...]", "measures; without a name, lists what", async bench::bench),
+    command!(
+        "report",
+        "",
+        "all that a maintainer needs from this machine; docs/hardware.md",
+        async report::report
+    ),
     command!("jobs", "", "commands in the background", list_jobs),
     command!("stop", "N", "stops a command in the background", stop),
     command!(
@@ -173,6 +188,27 @@ fn no_arguments(args: &[String]) -> CommandResult {
     args.first().map_or(Ok(()), |word| {
         Err(format!("takes no argument, not {word:?}"))
     })
+}
+
+/// Whether the one argument `flag` is given.
+fn flag(args: &[String], flag: &str) -> Result<bool, String> {
+    match args {
+        [] => Ok(false),
+        [word] if word == flag => Ok(true),
+        [word, ..] => Err(format!("takes {flag} alone, not {word:?}")),
+    }
+}
+
+/// Bytes in rows of 16, each after the offset of its first.
+fn hex(bytes: &[u8]) {
+    for (row, bytes) in bytes.chunks(16).enumerate() {
+        let mut line = format!("        {:03x}:", 16 * row);
+        // Writing to a string cannot fail.
+        let _ = bytes
+            .iter()
+            .try_for_each(|byte| write!(line, " {byte:02x}"));
+        crate::println!("{line}");
+    }
 }
 
 fn help(args: &[String]) -> CommandResult {

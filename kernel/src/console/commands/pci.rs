@@ -6,16 +6,17 @@ use alloc::vec::Vec;
 
 use hal::pci::Address;
 
-use super::{CommandResult, no_arguments};
+use super::{CommandResult, flag, hex, no_arguments};
 use crate::drivers::{self, hotplug, removal};
 use crate::pci::{assign, bus, names, slots as pci_slots};
 
 pub(super) fn lspci(args: &[String]) -> CommandResult {
-    let verbose = match args {
-        [] => false,
-        [flag] if flag == "-v" => true,
-        [word, ..] => return Err(format!("takes -v alone, not {word:?}")),
-    };
+    if let [word, at] = args
+        && word == "-x"
+    {
+        return dump(address(at)?);
+    }
+    let verbose = flag(args, "-v")?;
     let devices = bus::devices();
     for device in &devices {
         let found = &device.found;
@@ -34,6 +35,29 @@ pub(super) fn lspci(args: &[String]) -> CommandResult {
         }
     }
     crate::println!("lspci: functions={}", devices.len());
+    Ok(())
+}
+
+/// What is dumped of a configuration space: the standard part, and of the extended one as much as
+/// engines use.
+const DUMPED: usize = 0x200;
+
+fn dump(at: Address) -> CommandResult {
+    let devices = bus::devices();
+    let device = devices.iter().find(|device| device.found.address == at);
+    let config = &device
+        .ok_or_else(|| format!("no function {at}"))?
+        .found
+        .config;
+    // Each read of one that is gone may take long.
+    if !config.is_present() {
+        return Err(format!("{at} does not answer"));
+    }
+    let end = if config.has_extended() { DUMPED } else { 256 };
+    let words = (0..end).step_by(4).map(|offset| config.read32(offset));
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    crate::println!("{at}: configuration space");
+    hex(&bytes);
     Ok(())
 }
 
