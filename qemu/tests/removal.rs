@@ -184,6 +184,39 @@ fn engines_of_the_root_complex_leave_and_come_back() {
     }
 }
 
+/// Nothing stands above an engine in the root complex but the IOMMU: without one, what an engine had
+/// that vanishes cannot be done elsewhere.
+#[test]
+fn what_vanishes_from_the_root_complex_is_done_elsewhere_behind_an_iommu_alone() {
+    let command = "dmatest channel=dma0chan0 iterations=100 threads_per_chan=4";
+    for iommu in ["off", "on"] {
+        let machine = [
+            ("WHERE", "root"),
+            ("FAULT", "ioat0:allones@50"),
+            ("IOMMU", iommu),
+        ];
+        let ended = bench().run(&format!("{command}; audit"), &machine);
+        let line = hot(&ended, command, "00:04.0", "detached");
+        let [in_flight, elsewhere, lost] =
+            ["inflight", "failed_over", "lost"].map(|name| number(&line, name));
+        let confined = iommu == "on";
+        let expected = if confined {
+            (in_flight, 0)
+        } else {
+            (0, in_flight)
+        };
+        assert_eq!((elsewhere, lost), expected, "{iommu}: {line}");
+        assert!(in_flight > 0, "{line}");
+        assert_eq!(
+            ended.status,
+            Some(u8::from(!confined).into()),
+            "{}",
+            ended.all()
+        );
+        audited(&ended);
+    }
+}
+
 #[test]
 fn functions_go_and_are_found_again() {
     let commands = "pci remove 01:00.0; pci remove 02:00.0; dma; dmatest iterations=20; \
