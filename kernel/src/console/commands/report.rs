@@ -9,6 +9,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use hal::pci::Address;
 use hal::time::{Duration, timeout};
 
 use super::{CommandResult, find, no_arguments};
@@ -25,10 +26,12 @@ const BEFORE: [&str; 12] = [
 ];
 const AFTER: [&str; 4] = ["regs", "iommu", "audit", "dmesg"];
 
-/// A command, or why there is none for what stands in its place.
+/// A command, or what stands in its place: that there is none, and why.
 struct Section {
     line: String,
     result: CommandResult,
+    /// The command is to try the engine that has come back here, by the number that it has then.
+    again: Option<Address>,
 }
 
 pub(super) async fn report(args: Vec<String>) -> CommandResult {
@@ -39,7 +42,10 @@ pub(super) async fn report(args: Vec<String>) -> CommandResult {
         "=== longshore report begin {} ===",
         env!("CARGO_PKG_VERSION")
     );
-    for Section { line, mut result } in plan {
+    for section in plan {
+        let Section {
+            line, mut result, ..
+        } = section.now();
         crate::println!("--- {line}");
         let mut words = line.split(' ').map(String::from);
         let command = words.next().and_then(|name| find(&name));
@@ -58,18 +64,35 @@ pub(super) async fn report(args: Vec<String>) -> CommandResult {
     Ok(())
 }
 
+impl Section {
+    fn now(mut self) -> Self {
+        let Some(at) = self.again else {
+            return self;
+        };
+        let all = drivers::all();
+        let device = all.iter().find(|(back, _)| *back == at);
+        match device.and_then(|(_, device)| device.channels().next()) {
+            Some(chan) => self.line = dmatest(chan.name()),
+            None => self.result = Err("it has not come back".into()),
+        }
+        self
+    }
+}
+
 /// Once in the image, though there are many calls.
 #[inline(never)]
 fn add(plan: &mut Vec<Section>, line: fmt::Arguments<'_>, result: CommandResult) {
-    let line = line.to_string();
-    plan.push(Section { line, result });
+    plan.push(Section {
+        line: line.to_string(),
+        result,
+        again: None,
+    });
 }
 
 /// Twenty random copies by one channel.
 #[inline(never)]
-fn add_dmatest(plan: &mut Vec<Section>, channel: &str) {
-    let line = format_args!("dmatest channel={channel} iterations=20 timeout=2000");
-    add(plan, line, Ok(()));
+fn dmatest(channel: &str) -> String {
+    format!("dmatest channel={channel} iterations=20 timeout=2000")
 }
 
 /// All that is to be done, in order.
@@ -106,7 +129,7 @@ fn plan() -> Vec<Section> {
             continue;
         };
         for chan in &channels {
-            add_dmatest(plan, chan.name());
+            add(plan, format_args!("{}", dmatest(chan.name())), Ok(()));
         }
         let first = first.name();
         let bench = "bench copy sizes=64,4096,262144 batches=1,8 ms=20 via=";
@@ -114,8 +137,11 @@ fn plan() -> Vec<Section> {
         add(plan, format_args!("pci remove {at}"), Ok(()));
         add(plan, format_args!("audit"), Ok(()));
         add(plan, format_args!("pci rescan"), Ok(()));
-        // By the number that it had, which nobody else has got meanwhile.
-        add_dmatest(plan, first);
+        plan.push(Section {
+            line: format!("engine {at}"),
+            result: Ok(()),
+            again: Some(at),
+        });
     }
     for line in AFTER {
         add(plan, format_args!("{line}"), Ok(()));
