@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ioat_spec::pci::{PARTS, VENDOR_INTEL};
+use rustix::process::{Resource, geteuid, getrlimit};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -45,20 +46,25 @@ pub struct Host {
     pub sys: PathBuf,
     /// `/dev`
     pub dev: PathBuf,
+    /// Bytes of memory that a child may lock; `None` for no limit.
+    pub lockable: Option<u64>,
 }
 
 impl Default for Host {
     fn default() -> Self {
+        let limit = getrlimit(Resource::Memlock).current;
         Self {
             sys: "/sys".into(),
             dev: "/dev".into(),
+            lockable: limit.filter(|_| !geteuid().is_root()),
         }
     }
 }
 
 impl Host {
-    /// Whether QEMU can have the engine at `address`; if not, why, and what to do.
-    pub fn check(&self, address: &str) -> Result<(), Failure> {
+    /// Whether QEMU can have the engine at `address` for a guest of `mem_mib` MiB; if not, why, and
+    /// what to do.
+    pub fn check(&self, address: &str, mem_mib: u64) -> Result<(), Failure> {
         let no = |why: String| Failure::run(format!("PASSTHROUGH={address}: {why}"));
         let name = full(address);
         let device = self.device(&name);
@@ -117,7 +123,14 @@ impl Host {
                 })
             })?;
         }
-        Ok(())
+        // An engine reaches memory that stays where it is.
+        match self.lockable {
+            Some(bytes) if bytes >> 20 <= mem_mib => Err(no(format!(
+                "VFIO locks the guest's {mem_mib} MiB, and `ulimit -l` allows {} KiB",
+                bytes >> 10
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn device(&self, name: &str) -> PathBuf {
@@ -193,6 +206,7 @@ mod tests {
             let host = Host {
                 sys: root.join("sys"),
                 dev: root.join("dev"),
+                lockable: Some(8 << 20),
             };
             Self { root, host }
         }
@@ -230,7 +244,7 @@ mod tests {
 
         /// The line that says why not.
         fn refused(&self) -> String {
-            let failure = self.host.check(AT).unwrap_err();
+            let failure = self.host.check(AT, 512).unwrap_err();
             assert_eq!(failure.status, 1);
             let start = "PASSTHROUGH=00:04.0: ";
             failure.message.strip_prefix(start).unwrap().into()
@@ -273,7 +287,7 @@ mod tests {
     /// Step by step, as somebody gets there who does what he is told.
     #[test]
     fn what_is_missing_is_said_one_after_the_other() {
-        let fake = Fake::new();
+        let mut fake = Fake::new();
         assert!(fake.refused().contains("no PCI function 0000:00:04.0"));
         let name = "0000:00:04.0";
         fake.engine(name);
@@ -307,7 +321,14 @@ mod tests {
         fake.dev("vfio/7");
         assert!(fake.refused().starts_with("there is no /dev/kvm"));
         fake.dev("kvm");
-        assert_eq!(fake.host.check(AT), Ok(()));
+        assert!(
+            fake.refused()
+                .contains("512 MiB, and `ulimit -l` allows 8192 KiB")
+        );
+        for enough in [Some(1 << 30), None] {
+            fake.host.lockable = enough;
+            assert_eq!(fake.host.check(AT, 512), Ok(()));
+        }
     }
 
     #[test]

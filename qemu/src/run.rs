@@ -63,7 +63,7 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         )));
     }
     if let Some(address) = &settings.passthrough {
-        Host::default().check(address)?;
+        Host::default().check(address, settings.mem_mib)?;
     }
     let qemu = qemu::find(place.root, settings.qemu.as_deref())?;
     let run_dir = &place.run_dir;
