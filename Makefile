@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The launcher and the engines read these from their environment.
-export CPUS MEM IOAT CHANNELS WHERE CBVER IRQ IOMMU FIRMWARE NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
+export CPUS MEM IOAT CHANNELS WHERE CBVER IRQ IOMMU NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
+export FIRMWARE MEDIA MACHINE CPU X2APIC HPET
 export CMD APPEND FAULT ENGINE KERNEL BIOS ANSWER SERIAL TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -28,6 +29,10 @@ test: build
 
 bench: settings build
 	@$(LAUNCHER) bench
+
+# The bootable image, by GRUB, which is fetched where the machine has none.
+iso: build
+	@KERNEL= $(LAUNCHER) iso
 
 hot-remove hot-add yank: tools
 	@$(LAUNCHER) $@
@@ -142,7 +147,7 @@ mutants: tools nightly
 	    $(MUTANTS)/bin/cargo-mutants mutants --jobs 2 --output build $(FILES:%=--re %) || [ $$? = 3 ] || status=1;) \
 	exit $$status
 
-iso fuzz:
+fuzz:
 	@echo "make $@ is not there yet" >&2; exit 2
 
 help:
@@ -155,6 +160,8 @@ help:
 	@echo "make hot-remove DEV=ioat0, hot-add DEV=ioat0, yank DEV=ioat0"
 	@echo "                         HOW=kill|power|allones|freeze"
 	@echo "                         to the machine that runs"
+	@echo "make iso                 build/longshore.iso: BIOS and UEFI, CD and USB stick; Secure Boot must"
+	@echo "                         be off"
 	@echo "make soak                the long tests: soak-drain, soak-removal (SOAK=600 seconds,"
 	@echo "                         CYCLES=500 of removal and addition)"
 	@echo "make loom, miri, mutants models of concurrency; the crates that run on the host, under Miri;"
@@ -174,6 +181,12 @@ help:
 	@echo "  ANSWER=                milliseconds for which QEMU waits for an engine's answer (5000;"
 	@echo "                         500 for those that are to freeze)"
 	@echo "  ENGINE=                another engine program in place of build/ioat-model"
+	@echo "  FIRMWARE=direct (bios, uefi)"
+	@echo "                         what boots the machine: QEMU itself, or firmware from build/longshore.iso"
+	@echo "  MEDIA=cd (usb)         what the latter is to it: a CD or a USB stick"
+	@echo "  MACHINE=q35 (pc)       pc: i440fx, one bus without slots, no extended configuration space"
+	@echo "  CPU=max                a model of QEMU's; X2APIC=on, off where it is not to say"
+	@echo "  HPET=on (off)          a timer on the board"
 	@echo "  ACCEL=tcg (kvm)        what executes guest code"
 	@echo "  ICOUNT=0 (1)           an instruction takes a nanosecond: the clock counts them"
 	@echo "  APPEND= KERNEL=        more words for the kernel command line; another image, as"

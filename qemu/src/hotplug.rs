@@ -9,7 +9,7 @@ use crate::failure::{Context, Failure};
 use crate::machine::{engine_device, engine_id, port_id};
 use crate::qmp::Qmp;
 use crate::run_dir::RunDir;
-use crate::settings::{Irq, Settings};
+use crate::settings::{Chipset, Irq, Settings};
 
 /// The guest has 5 s to change its mind after the button, and its own time to let go.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
@@ -68,7 +68,7 @@ impl Running {
 
     /// Presses the attention button and waits until the guest has let go; gives the seconds it took.
     pub fn remove(&mut self) -> Result<f64, Failure> {
-        self.refuse_root("removal")?;
+        self.refuse_slotless("removal")?;
         self.refuse_msix("removal")?;
         let id = engine_id(self.engine);
         let start = Instant::now();
@@ -88,7 +88,7 @@ impl Running {
 
     /// Puts a new engine into the port of the one that was removed.
     pub fn add(&mut self) -> Result<(), Failure> {
-        self.refuse_root("addition")?;
+        self.refuse_slotless("addition")?;
         let id = engine_id(self.engine);
         if self.is_plugged()? {
             return Err(Failure::run(format!("{id} is in its slot already")));
@@ -114,7 +114,7 @@ impl Running {
             How::AllOnes => control::ask(&self.run_dir.control(), Verb::AllOnes, self.engine),
             How::Freeze => control::ask(&self.run_dir.control(), Verb::Freeze, self.engine),
             How::Power => {
-                self.refuse_root("HOW=power")?;
+                self.refuse_slotless("HOW=power")?;
                 self.refuse_msix("HOW=power")?;
                 let id = engine_id(self.engine);
                 if !self.is_plugged()? {
@@ -136,15 +136,6 @@ impl Running {
         }
     }
 
-    fn refuse_root(&self, what: &str) -> Result<(), Failure> {
-        match self.settings.root {
-            true => Err(Failure::usage(format!(
-                "{what} is refused with WHERE=root, where engines have no slot: see `pci remove`"
-            ))),
-            false => Ok(()),
-        }
-    }
-
     /// QEMU itself would end: an assertion about the MSI-X tables of a device that leaves.
     fn refuse_msix(&self, what: &str) -> Result<(), Failure> {
         match self.settings.irq {
@@ -153,6 +144,17 @@ impl Running {
             ))),
             Irq::Msi | Irq::Intx => Ok(()),
         }
+    }
+
+    fn refuse_slotless(&self, what: &str) -> Result<(), Failure> {
+        let how = match (self.settings.chipset, self.settings.root) {
+            (Chipset::Q35, false) => return Ok(()),
+            (Chipset::Q35, true) => "WHERE=root",
+            (Chipset::I440fx, _) => "MACHINE=pc",
+        };
+        Err(Failure::usage(format!(
+            "{what} is refused with {how}, where engines have no slot: see `pci remove`"
+        )))
     }
 
     fn is_plugged(&mut self) -> Result<bool, Failure> {

@@ -6,6 +6,7 @@
 //! | [`machine`], [`engines`], [`child`] | command lines and processes |
 //! | [`passthrough`] | a real engine for the machine |
 //! | [`qemu`] | which QEMU |
+//! | [`iso`], [`firmware`] | the bootable image, and machines that boot it |
 //! | [`run`], [`console`], [`terminal`] | a machine from start to end, its console passing through |
 //! | [`hotplug`], [`control`], [`qmp`] | removal, addition and yanking on the machine that runs |
 //! | [`symbols`], [`source_lines`] | names and lines for the kernel's panic report |
@@ -25,7 +26,9 @@ pub mod control;
 pub mod demo;
 pub mod engines;
 pub mod failure;
+pub mod firmware;
 pub mod hotplug;
+pub mod iso;
 pub mod linux;
 pub mod machine;
 pub mod passthrough;

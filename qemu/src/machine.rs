@@ -1,9 +1,9 @@
 //! QEMU's command line for a machine.
 //!
 //! Every engine sits behind a root port of its own, or in the root complex, and one more port stays
-//! empty. Slots are PCIe
-//! native: by default q35 routes them through ACPI and their registers stay untouched. Guest memory
-//! is a shared memfd, so that engines can map it.
+//! empty; an i440fx has no such ports, and engines on its one bus. Slots are PCIe native: by default q35
+//! routes them through ACPI and their registers stay untouched. Guest memory is a shared memfd, so that
+//! engines can map it.
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::passthrough;
 use crate::run_dir::RunDir;
-use crate::settings::{Accel, Serial, Settings};
+use crate::settings::{Accel, Chipset, Firmware, Serial, Settings};
 
 /// The IOMMU, which must come before the devices behind it. In caching mode the guest says what it
 /// maps anew too, without which QEMU could not tell the engines.
@@ -38,7 +38,10 @@ pub fn engine_device(settings: &Settings, engine: u32, socket: &Path) -> Value {
     let mut device = json!({
         "driver": "vfio-user-pci",
         "id": engine_id(engine),
-        "bus": port_id(engine),
+        "bus": match settings.chipset {
+            Chipset::Q35 => port_id(engine),
+            Chipset::I440fx => "pci.0".into(),
+        },
         "socket": { "type": "unix", "path": socket.to_string_lossy() },
     });
     if settings.root {
@@ -53,7 +56,7 @@ pub fn engine_device(settings: &Settings, engine: u32, socket: &Path) -> Value {
 }
 
 /// A path inside a QEMU option: commas are doubled.
-fn option_path(path: &Path) -> String {
+pub(crate) fn option_path(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
@@ -81,17 +84,32 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     } else {
         ""
     };
-    match settings.nodes {
-        1 => add(&["-machine", &format!("q35,memory-backend=mem{split}")]),
-        _ => add(&["-machine", &format!("q35{split}")]),
-    }
-    match settings.accel {
+    let chipset = match settings.chipset {
+        Chipset::Q35 => "q35",
+        Chipset::I440fx => "pc",
+    };
+    let memory = if settings.nodes == 1 {
+        ",memory-backend=mem"
+    } else {
+        ""
+    };
+    let hpet = if settings.hpet { "" } else { ",hpet=off" };
+    add(&["-machine", &format!("{chipset}{memory}{hpet}{split}")]);
+    let (accel, model) = match settings.accel {
+        Accel::Tcg => ("tcg", "max"),
+        Accel::Kvm => ("kvm", "host"),
+    };
+    let model = settings.cpu.as_deref().unwrap_or(model);
+    let x2apic = match settings.x2apic {
         // QEMU cannot count across accesses to x2APIC registers: "Bad icount read".
-        Accel::Tcg if settings.icount => {
-            add(&["-accel", "tcg", "-cpu", "max,-x2apic", "-icount", "shift=0"])
-        }
-        Accel::Tcg => add(&["-accel", "tcg", "-cpu", "max"]),
-        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        _ if settings.icount => ",-x2apic",
+        Some(false) => ",-x2apic",
+        Some(true) => ",+x2apic",
+        None => "",
+    };
+    add(&["-accel", accel, "-cpu", &format!("{model}{x2apic}")]);
+    if settings.icount {
+        add(&["-icount", "shift=0"]);
     }
     add(&["-smp", &settings.cpus.to_string(), "-m", &format!("{mem}M")]);
     let memory =
@@ -125,17 +143,20 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
             }
         }
     }
-    add(&[
-        "-global",
-        "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-    ]);
-    add(&[
-        "-kernel",
-        &settings.kernel,
-        "-append",
-        &settings.command_line(),
-    ]);
-
+    if settings.chipset == Chipset::Q35 {
+        add(&[
+            "-global",
+            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+        ]);
+    }
+    if settings.firmware == Firmware::Direct {
+        add(&[
+            "-kernel",
+            &settings.kernel,
+            "-append",
+            &settings.command_line(),
+        ]);
+    }
     if let Some(bios) = &settings.bios {
         add(&["-bios", bios]);
     }
@@ -165,7 +186,11 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     }
     let first = if settings.root { settings.engines } else { 0 };
     let last = settings.engines + u32::from(settings.passthrough.is_some());
-    for port in first..=last {
+    let ports = match settings.chipset {
+        Chipset::Q35 => first..last + 1,
+        Chipset::I440fx => 0..0,
+    };
+    for port in ports {
         let (id, slot) = (port_id(port), port + 1);
         add(&[
             "-device",
@@ -264,6 +289,30 @@ mod tests {
             ..Settings::default()
         });
         assert!(counted.contains("-cpu max,-x2apic -icount shift=0"));
+    }
+
+    #[test]
+    fn other_boards_and_processors() {
+        let other = line(&Settings {
+            chipset: Chipset::I440fx,
+            cpu: Some("Opteron_G1".into()),
+            x2apic: Some(false),
+            hpet: false,
+            ..Settings::default()
+        });
+        for part in [
+            "-machine pc,memory-backend=mem,hpet=off -accel tcg -cpu Opteron_G1,-x2apic ",
+            r#""bus":"pci.0""#,
+            "-kernel build/longshore.elf",
+        ] {
+            assert!(other.contains(part), "{part} not in {other}");
+        }
+        assert!(!other.contains("pcie-root-port") && !other.contains("ICH9"));
+        let firmware = line(&Settings {
+            firmware: Firmware::Bios,
+            ..Settings::default()
+        });
+        assert!(!firmware.contains("-kernel") && firmware.contains("-cpu max "));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use longshore_qemu::child::{self, Spawner};
 use longshore_qemu::demo;
 use longshore_qemu::failure::{Context, Failure};
 use longshore_qemu::hotplug::{How, Running};
+use longshore_qemu::iso;
 use longshore_qemu::run::{self, Place};
 use longshore_qemu::run_dir::RunDir;
 use longshore_qemu::session;
@@ -25,6 +26,7 @@ longshore-qemu COMMAND, variables as for make (see `make help`):
   hot-remove           DEV=ioat0: presses the attention button
   hot-add              DEV=ioat0: a new engine in the same slot
   yank                 DEV=ioat0 HOW=kill|power|allones|freeze: the engine vanishes
+  iso                  makes build/longshore.iso of KERNEL=build/longshore.elf
   symbols ELF          puts the symbol table into a linked kernel
   symbolise ADDRESS…   names functions and source lines; KERNEL=build/longshore.elf
   bench                measures, Linux beside it; SHORT=1: less than two minutes
@@ -61,6 +63,11 @@ fn dispatch(args: &[String]) -> Result<u8, Failure> {
             Ok(0)
         }
         ("yank", []) => yank(),
+        ("iso", []) => {
+            let root = enter_root()?;
+            println!("{}", iso::make(&root, &kernel())?);
+            Ok(0)
+        }
         ("symbols", [elf]) => {
             println!("{}", symbols::embed(Path::new(elf))?);
             Ok(0)
@@ -156,12 +163,13 @@ fn yank() -> Result<u8, Failure> {
     Ok(0)
 }
 
+fn kernel() -> String {
+    variable_or("KERNEL", "build/longshore.elf")
+}
+
 fn symbolise(addresses: &[String]) -> Result<u8, Failure> {
     let root = enter_root()?;
-    let lines = SourceLines::load(
-        Path::new(&variable_or("KERNEL", "build/longshore.elf")),
-        &root,
-    )?;
+    let lines = SourceLines::load(Path::new(&kernel()), &root)?;
     for text in addresses {
         let hex = text.strip_prefix("0x").unwrap_or(text);
         let address = u64::from_str_radix(hex, 16)

@@ -16,6 +16,7 @@ use crate::console::{Frame, Piece, Watch};
 use crate::control;
 use crate::engines::Engines;
 use crate::failure::{Context, Failure};
+use crate::firmware;
 use crate::machine::{arguments, engine_id, shell_line};
 use crate::passthrough::Host;
 use crate::qemu;
@@ -66,6 +67,9 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         Host::default().check(address, settings.mem_mib)?;
     }
     let qemu = qemu::find(place.root, settings.qemu.as_deref())?;
+    if let Some(model) = &settings.cpu {
+        qemu::check_cpu(&qemu, model)?;
+    }
     let run_dir = &place.run_dir;
     fs::create_dir_all(run_dir.path()).context(run_dir.path().display())?;
     let lock = File::create(run_dir.lock()).context(run_dir.lock().display())?;
@@ -82,7 +86,8 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
     let json = serde_json::to_vec_pretty(settings).context("settings")?;
     fs::write(run_dir.settings(), json).context(run_dir.settings().display())?;
 
-    let args = arguments(settings, run_dir, for_gdb);
+    let mut args = arguments(settings, run_dir, for_gdb);
+    args.extend(firmware::prepare(place.root, settings, run_dir)?);
     let mut engines = Engines::new(place.spawner.clone(), place.engine, settings, run_dir);
     if settings.verbose {
         (0..settings.engines).for_each(|engine| eprintln!("{}", engines.shell_line(engine)));

@@ -89,6 +89,11 @@ impl RunDir {
         self.path.join("launcher.sock")
     }
 
+    /// UEFI's variables, which the machine may write.
+    pub fn variables(&self) -> PathBuf {
+        self.path.join("variables.fd")
+    }
+
     /// The settings of the running machine.
     pub fn settings(&self) -> PathBuf {
         self.path.join("settings.json")

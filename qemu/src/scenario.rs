@@ -20,7 +20,7 @@ use crate::transcript::Transcript;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 28] = [
+const VARIABLES: [&str; 33] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -30,6 +30,11 @@ const VARIABLES: [&str; 28] = [
     "IRQ",
     "IOMMU",
     "FIRMWARE",
+    "MEDIA",
+    "MACHINE",
+    "CPU",
+    "X2APIC",
+    "HPET",
     "NUMA",
     "EDU",
     "ACCEL",

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::iso::ISO;
 use crate::passthrough;
 
 /// How an engine interrupts.
@@ -36,6 +37,38 @@ pub enum Accel {
     Tcg,
     /// The host's virtualisation, for those who have it.
     Kvm,
+}
+
+/// What boots the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// QEMU itself hands the image over, by PVH.
+    Direct,
+    /// SeaBIOS boots the bootable image.
+    Bios,
+    /// OVMF does.
+    Uefi,
+}
+
+/// What the bootable image is to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    /// A CD.
+    Cd,
+    /// A USB stick.
+    Usb,
+}
+
+/// The board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Chipset {
+    /// PCI Express, with a slot for each engine.
+    Q35,
+    /// One bus, and configuration space by ports.
+    I440fx,
 }
 
 /// Where the guest's first serial port goes.
@@ -73,6 +106,18 @@ pub struct Settings {
     pub irq: Irq,
     /// `ACCEL`
     pub accel: Accel,
+    /// `FIRMWARE`
+    pub firmware: Firmware,
+    /// `MEDIA`
+    pub media: Media,
+    /// `MACHINE`
+    pub chipset: Chipset,
+    /// `CPU`: a model of QEMU's, or nothing for all that it has
+    pub cpu: Option<String>,
+    /// `X2APIC`; nothing for what the model has
+    pub x2apic: Option<bool>,
+    /// `HPET`
+    pub hpet: bool,
     /// `ICOUNT=1`: an instruction takes a nanosecond
     pub icount: bool,
     /// `IOMMU`: engines reach memory through QEMU's intel-iommu
@@ -117,6 +162,12 @@ impl Default for Settings {
             cbver: "3.2".into(),
             irq: Irq::Msi,
             accel: Accel::Tcg,
+            firmware: Firmware::Direct,
+            media: Media::Cd,
+            chipset: Chipset::Q35,
+            cpu: None,
+            x2apic: None,
+            hpet: true,
             icount: false,
             iommu: false,
             serial: Serial::Terminal,
@@ -148,9 +199,6 @@ impl Settings {
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let vars = Variables { get };
         let default = Self::default();
-        vars.later("FIRMWARE", "direct", |value| {
-            matches!(value, "bios" | "uefi")
-        })?;
         let passthrough = vars.get("PASSTHROUGH");
         if let Some(address) = &passthrough {
             if !passthrough::is_address(address) {
@@ -184,6 +232,26 @@ impl Settings {
                 _ => Accel::Kvm,
             },
             passthrough,
+            firmware: match vars.one_of("FIRMWARE", &["direct", "bios", "uefi"])? {
+                "bios" => Firmware::Bios,
+                "uefi" => Firmware::Uefi,
+                _ => Firmware::Direct,
+            },
+            media: match vars.one_of("MEDIA", &["cd", "usb"])? {
+                "usb" => Media::Usb,
+                _ => Media::Cd,
+            },
+            chipset: match vars.one_of("MACHINE", &["q35", "pc"])? {
+                "pc" => Chipset::I440fx,
+                _ => Chipset::Q35,
+            },
+            cpu: vars.cpu()?,
+            x2apic: match vars.one_of("X2APIC", &["", "on", "off"])? {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => None,
+            },
+            hpet: vars.one_of("HPET", &["on", "off"])? == "on",
             icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
             serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
                 "socket" => Serial::Socket,
@@ -205,6 +273,11 @@ impl Settings {
             verbose: vars.one_of("V", &["0", "1"])? == "1",
         };
         settings.check()?;
+        if settings.firmware != Firmware::Direct && vars.get("KERNEL").is_some() {
+            return Err(Failure::usage(format!(
+                "FIRMWARE boots {ISO}, which holds a kernel: leave KERNEL out"
+            )));
+        }
         Ok(settings)
     }
 
@@ -222,8 +295,34 @@ impl Settings {
                 ));
             }
         }
-        if self.icount && self.accel == Accel::Kvm {
-            return Err(Failure::usage("ICOUNT=1 needs ACCEL=tcg"));
+        let contradictions = [
+            (
+                self.icount && self.accel == Accel::Kvm,
+                "ICOUNT=1 needs ACCEL=tcg",
+            ),
+            (
+                self.icount && self.x2apic == Some(true),
+                "ICOUNT=1 needs X2APIC=off",
+            ),
+            (
+                self.media == Media::Usb && self.firmware == Firmware::Direct,
+                "MEDIA=usb needs FIRMWARE=bios or uefi",
+            ),
+            (
+                self.bios.is_some() && self.firmware == Firmware::Uefi,
+                "FIRMWARE=uefi brings its own: leave BIOS out",
+            ),
+            (
+                self.iommu && self.chipset == Chipset::I440fx,
+                "MACHINE=pc has no IOMMU: IOMMU=on needs q35",
+            ),
+            (
+                (self.root || self.passthrough.is_some()) && self.chipset == Chipset::I440fx,
+                "MACHINE=pc has one bus: WHERE=root and PASSTHROUGH need q35",
+            ),
+        ];
+        if let Some((_, message)) = contradictions.iter().find(|(found, _)| *found) {
+            return Err(Failure::usage(*message));
         }
         if self.nodes > self.cpus {
             return Err(Failure::usage(format!(
@@ -312,29 +411,19 @@ impl<G: Fn(&str) -> Option<String>> Variables<G> {
             return Ok(allowed[0]);
         };
         let known = allowed.iter().find(|known| **known == value);
+        let named = allowed.iter().filter(|name| !name.is_empty()).copied();
         known
             .copied()
-            .ok_or_else(|| bad(name, &value, &allowed.join(", ")))
+            .ok_or_else(|| bad(name, &value, &named.collect::<Vec<_>>().join(", ")))
     }
 
-    /// A variable that has only its default today.
-    fn later(
-        &self,
-        name: &str,
-        default: &str,
-        planned: impl Fn(&str) -> bool,
-    ) -> Result<(), Failure> {
-        match self.get(name) {
-            None => Ok(()),
-            Some(value) if value == default => Ok(()),
-            Some(value) if planned(&value) => Err(Failure::usage(format!(
-                "{name}={value} is not supported yet"
-            ))),
-            Some(value) => Err(bad(
-                name,
-                &value,
-                &format!("{default:?} (the only one so far)"),
-            )),
+    /// The name of a model: a word.
+    fn cpu(&self) -> Result<Option<String>, Failure> {
+        let model = self.get("CPU");
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        match &model {
+            Some(name) if !name.chars().all(plain) => Err(bad("CPU", name, "the name of a model")),
+            _ => Ok(model),
         }
     }
 
@@ -423,9 +512,19 @@ mod tests {
             ("IOMMU", "on"),
             ("NUMA", "2"),
             ("EDU", "1"),
-            ("FIRMWARE", "direct"),
+            ("FIRMWARE", "uefi"),
+            ("MEDIA", "usb"),
+            ("CPU", "Skylake-Server-v4"),
+            ("X2APIC", "on"),
+            ("HPET", "off"),
         ])
         .unwrap();
+        assert_eq!(
+            (settings.firmware, settings.media),
+            (Firmware::Uefi, Media::Usb)
+        );
+        assert_eq!(settings.cpu.as_deref(), Some("Skylake-Server-v4"));
+        assert_eq!((settings.x2apic, settings.hpet), (Some(true), false));
         assert_eq!(
             (settings.cpus, settings.mem_mib, settings.engines),
             (16, 6144, 0)
@@ -467,8 +566,13 @@ mod tests {
             ("ANSWER", "0"),
             ("ANSWER", "soon"),
             ("IOMMU", "maybe"),
-            ("FIRMWARE", "bios"),
             ("FIRMWARE", "openfirmware"),
+            ("MEDIA", "floppy"),
+            ("MEDIA", "usb"),
+            ("MACHINE", "isapc"),
+            ("CPU", "max,+x2apic"),
+            ("X2APIC", "1"),
+            ("HPET", "no"),
             ("NUMA", "0"),
             ("NUMA", "5"),
             ("NUMA", "65"),
@@ -489,14 +593,18 @@ mod tests {
             assert!(failure.message.contains(name), "{}", failure.message);
             assert!(!failure.message.trim_end().contains('\n') || value.contains('\n'));
         }
-        assert!(
-            read(&[("FIRMWARE", "bios")])
-                .unwrap_err()
-                .message
-                .contains("not supported yet")
-        );
-        assert!(read(&[("CMD", "x"), ("SERIAL", "socket")]).is_err());
-        assert!(read(&[("ICOUNT", "1"), ("ACCEL", "kvm")]).is_err());
+        for together in [
+            [("CMD", "x"), ("SERIAL", "socket")],
+            [("ICOUNT", "1"), ("ACCEL", "kvm")],
+            [("ICOUNT", "1"), ("X2APIC", "on")],
+            [("FIRMWARE", "uefi"), ("BIOS", "qboot.rom")],
+            [("FIRMWARE", "bios"), ("KERNEL", "build/longshore-test.elf")],
+            [("MACHINE", "pc"), ("IOMMU", "on")],
+            [("MACHINE", "pc"), ("WHERE", "root")],
+        ] {
+            let failure = read(&together).unwrap_err();
+            assert_eq!(failure.status, 2, "{together:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,227 @@
+//! The bootable image and the boards that it may meet: BIOS and UEFI, CD and USB stick, i440fx, old
+//! CPUs, missing timers. On each, engines copy, leave and come back, and nothing stays behind.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use longshore_qemu::scenario::{Bench, Ended, PATIENCE, field};
+use longshore_qemu::transcript::Transcript;
+use longshore_qemu::{child, iso, qemu};
+
+fn bench() -> Bench {
+    Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
+}
+
+/// An engine at `address` copies, leaves while a client uses it, and comes back: nothing fails, nothing is
+/// lost, nothing leaks.
+#[track_caller]
+fn works(address: &str, variables: &[(&str, &str)]) -> Ended {
+    let commands = format!(
+        "version; cpus; lspci; dmatest iterations=20; dmatest channel=dma0chan0 iterations=0 &; \
+         pci remove {address}; dmatest channel=dma1chan0 iterations=20; pci rescan; \
+         dmatest channel=dma0chan0 iterations=20; stop 1; dmatest channel=cpu iterations=100; audit"
+    );
+    let ended = bench().run(&commands, variables);
+    ended.expect_success();
+    let tests = ended.lines_starting("dmatest: dma");
+    let failed = |line: &&str| line.contains("summary") && !line.contains(" 0 failures ");
+    assert!(
+        tests.len() > 8 && !tests.iter().any(failed),
+        "{variables:?}: {tests:#?}"
+    );
+    for state in ["detached", "live"] {
+        let start = format!("hot: {address} {state} ");
+        let lines = ended.lines_starting(&start);
+        assert!(
+            lines.len() == 1 && field(lines[0], "lost") == Some("0"),
+            "{variables:?}: {lines:?}\n{}",
+            ended.all()
+        );
+    }
+    let audit = ended.lines_starting("audit: ");
+    for name in ["rings", "iova", "leaked"] {
+        assert_eq!(field(audit[0], name), Some("0"), "{variables:?}: {audit:?}");
+    }
+    ended
+}
+
+#[track_caller]
+fn by_firmware(firmware: &str, media: &str) {
+    let ended = works("01:00.0", &[("FIRMWARE", firmware), ("MEDIA", media)]);
+    let version = ended.output_of("version");
+    assert!(version[0].contains("multiboot2"), "{version:?}");
+    assert!(!ended.console.contains("WARN"), "{}", ended.all());
+    let lspci = ended.output_of("lspci");
+    let stick = lspci.iter().any(|line| line.contains("USB controller"));
+    assert_eq!(stick, media == "usb", "{lspci:?}");
+    // UEFI tells the serial port what it loads.
+    let uefi = ended.console.contains("BdsDxe: starting");
+    assert_eq!(uefi, firmware == "uefi", "{}", ended.all());
+}
+
+#[test]
+fn a_bios_boots_the_image_from_a_cd() {
+    by_firmware("bios", "cd");
+}
+
+#[test]
+fn a_bios_boots_the_image_from_a_usb_stick() {
+    by_firmware("bios", "usb");
+}
+
+#[test]
+fn uefi_boots_the_image_from_a_cd() {
+    by_firmware("uefi", "cd");
+}
+
+#[test]
+fn uefi_boots_the_image_from_a_usb_stick() {
+    by_firmware("uefi", "usb");
+}
+
+#[test]
+fn words_reach_the_kernel_as_they_were_given() {
+    let append = r#"bogus='it\'s' loglevel=loud run="version; dmatest bogus=\"$a\"""#;
+    let ended = bench()
+        .start(&[("FIRMWARE", "bios"), ("IOAT", "0"), ("APPEND", append)])
+        .finish(PATIENCE);
+    for text in [
+        r#""bogus='it's'""#,
+        r#""loglevel=loud""#,
+        "longshore> dmatest bogus=\"$a\"",
+        "run: commands=2 failed=1",
+    ] {
+        assert!(ended.console.contains(text), "no {text}\n{}", ended.all());
+    }
+}
+
+/// As on a machine of one's own: nobody gives words, and nobody is there.
+#[test]
+fn the_menu_boots_by_itself() {
+    let bench = bench();
+    std::env::set_current_dir(bench.root()).unwrap();
+    iso::ensure(bench.root(), "build/longshore.elf").unwrap();
+    let qemu = qemu::find(bench.root(), None).unwrap();
+    let mut machine = Command::new(qemu)
+        .args([
+            "-machine",
+            "q35",
+            "-m",
+            "256",
+            "-nodefaults",
+            "-display",
+            "none",
+        ])
+        .args(["-cdrom", iso::ISO, "-serial", "stdio", "-no-reboot"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let console = Transcript::follow(machine.stdout.take());
+    let menu = console.find(b"Longshore, engines confined", 0, PATIENCE);
+    let prompt = menu.and_then(|menu| console.find(b"longshore> ", menu, PATIENCE));
+    let _ = child::end(&mut machine, PATIENCE);
+    assert!(prompt.is_some(), "{}", console.text());
+}
+
+/// Configuration space by ports alone: engines that need more of it are refused, others work.
+#[test]
+fn an_i440fx_has_no_extended_configuration_space() {
+    for cbver in ["3.2", "3.3"] {
+        let ended = bench().run("dma; audit", &[("MACHINE", "pc"), ("CBVER", cbver)]);
+        ended.expect_success();
+        for engine in ["00:02.0", "00:03.0"] {
+            let reason =
+                format!("{engine}: not used: extended configuration space is out of reach");
+            let said = ended.console.matches(&reason).count();
+            assert_eq!(said, 1, "{cbver} {engine}\n{}", ended.all());
+        }
+        assert!(ended.output_of("dma").contains(&"dma: devices=0"));
+        let audit = ended.lines_starting("audit: ");
+        assert!(audit[0].starts_with("audit: chans=0 ") && audit[0].ends_with("leaked=0"));
+    }
+    for firmware in ["direct", "bios"] {
+        let pc = [("MACHINE", "pc"), ("CBVER", "3.4"), ("FIRMWARE", firmware)];
+        let ended = works("00:02.0", &pc);
+        assert!(ended.console.contains("440FX"), "{}", ended.all());
+    }
+}
+
+/// How the CPUs' interrupt controllers are addressed, and what the clock was measured against.
+#[track_caller]
+fn modes(ended: &Ended) -> (&str, &str) {
+    let cpus = ended.lines_starting("cpus: online=4 found=4 ");
+    let clock = ended.lines_starting("clock: TSC at ");
+    assert!(cpus.len() == 1 && clock.len() == 1, "{}", ended.all());
+    let against = clock[0].split("against the ").nth(1).unwrap_or_default();
+    (
+        field(cpus[0], "mode").unwrap_or_default(),
+        against.split(';').next().unwrap_or_default(),
+    )
+}
+
+/// The oldest model of an x86-64 CPU that QEMU has, the plainest, and one with all that it knows.
+#[test]
+fn cpus_old_and_new() {
+    for (model, mode) in [
+        ("Opteron_G1", "xapic"),
+        ("qemu64", "xapic"),
+        ("max", "x2apic"),
+    ] {
+        let ended = works("01:00.0", &[("CPU", model)]);
+        assert_eq!(modes(&ended).0, mode, "{model}");
+    }
+    // By firmware as well, which has its own ideas of a CPU's features.
+    works("01:00.0", &[("CPU", "Opteron_G1"), ("FIRMWARE", "bios")]);
+}
+
+#[test]
+fn with_and_without_x2apic_and_hpet() {
+    for (x2apic, hpet, firmware, expected) in [
+        ("on", "off", "direct", ("x2apic", "ACPI PM timer")),
+        ("off", "on", "direct", ("xapic", "HPET")),
+        ("off", "off", "uefi", ("xapic", "ACPI PM timer")),
+    ] {
+        let settings = [("X2APIC", x2apic), ("HPET", hpet), ("FIRMWARE", firmware)];
+        assert_eq!(
+            modes(&works("01:00.0", &settings)),
+            expected,
+            "{settings:?}"
+        );
+    }
+}
+
+/// A machine with neither GRUB's tools nor apt: one line that names the packages.
+#[test]
+fn without_the_tools_it_is_said_what_to_install() {
+    let home = std::env::temp_dir().join(format!("longshore-no-grub-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&home);
+    fs::create_dir_all(home.join("bin")).unwrap();
+    for tool in [
+        "env", "bash", "dirname", "readlink", "ls", "sort", "mkdir", "flock", "rm",
+    ] {
+        let found = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(tool));
+        let found = found.iter().find(|path| path.exists()).expect(tool);
+        symlink(found, home.join("bin").join(tool)).unwrap();
+    }
+    let output = bench()
+        .launcher("iso", &[])
+        .env("PATH", home.join("bin"))
+        .env("HOME", &home)
+        .env("XDG_CACHE_HOME", home.join("cache"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let names = "install grub-common grub-pc-bin grub-efi-amd64-bin xorriso mtools\n";
+    assert!(
+        said.lines().count() == 1 && said.starts_with("get-grub: ") && said.ends_with(names),
+        "{said}"
+    );
+    fs::remove_dir_all(&home).unwrap();
+}
