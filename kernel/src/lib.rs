@@ -38,6 +38,7 @@ pub mod events;
 #[cfg(target_os = "none")]
 pub mod iommu;
 pub mod irq;
+pub mod keyboard;
 #[cfg(all(target_os = "none", feature = "ktest"))]
 pub mod ktest;
 #[cfg(target_os = "none")]
@@ -54,7 +55,7 @@ pub mod pci;
 #[cfg(target_os = "none")]
 pub mod power;
 pub mod prelude;
-#[cfg(target_os = "none")]
+pub mod screen;
 pub mod serial;
 #[cfg(target_os = "none")]
 mod start;

@@ -13,7 +13,7 @@ use crate::arch::x86_64::traps::TrapFrame;
 use crate::arch::x86_64::{halt_forever, percpu, smp};
 use crate::mm::{self, stack};
 use crate::time::clock;
-use crate::{serial, symbols};
+use crate::{screen, serial, symbols};
 
 /// 0, or one more than the CPU that reports.
 static REPORTER: AtomicUsize = AtomicUsize::new(0);
@@ -29,6 +29,7 @@ struct Report;
 impl Write for Report {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         serial::console().write_now(text.as_bytes());
+        screen::console::write_now(text.as_bytes());
         Ok(())
     }
 }
@@ -49,7 +50,10 @@ fn begin() -> usize {
     smp::stop_others();
     clock::spin_for(Duration::from_millis(20));
     // SAFETY: the other CPUs halt in their NMI handlers, or are beyond help.
-    unsafe { serial::console().force_unlock() };
+    unsafe {
+        serial::console().force_unlock();
+        screen::console::force_unlock();
+    }
     this
 }
 

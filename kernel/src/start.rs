@@ -15,7 +15,7 @@ use crate::console::input::Input;
 use crate::console::shell;
 use crate::mm::{self, stack::Stack};
 use crate::time::clock;
-use crate::{drivers, iommu, logging, pci, serial, task};
+use crate::{drivers, iommu, logging, pci, screen, serial, task};
 
 struct Boot {
     info: BootInfo,
@@ -78,6 +78,7 @@ extern "C" fn on_own_stack() -> ! {
     let Boot { info, options } = boot;
     serial::init(options.console);
     logging::init(options.log_level);
+    screen::console::init(info);
     log::info!(
         "longshore {} by {}",
         env!("CARGO_PKG_VERSION"),
@@ -97,6 +98,9 @@ extern "C" fn on_own_stack() -> ! {
     }
     gdt::init();
     tables::init(options.acpi_rsdp.or(info.rsdp));
+    if let Some(spcr) = &platform().spcr {
+        serial::follow(spcr, options.console);
+    }
     start_cpus(info, options);
     drivers::machine::install();
     pci::bus::init(info);
@@ -167,9 +171,11 @@ async fn first_task(options: &'static Options) {
     drivers::hotplug::start(Duration::from_millis(options.hotplug_window_ms));
     match options.run.as_deref() {
         Some(line) => shell::batch(line).await,
-        None => match serial::listen() {
-            Ok(line) => shell::interactive(Input::new(line)).await,
-            Err(error) => log::error!("no input on the console: {error}"),
+        None => match Input::open() {
+            Some(input) => shell::interactive(input).await,
+            None => log::error!(
+                "no input: no serial port and no PS/2 keyboard (USB keyboards are not supported)"
+            ),
         },
     }
 }

@@ -12,6 +12,7 @@
 //! | [`symbols`], [`source_lines`] | names and lines for the kernel's panic report |
 //! | [`suite`], [`tally`] | `make test` |
 //! | [`scenario`], [`transcript`] | machines under test, and what they print |
+//! | [`screen`] | what is on their screens, and typing on their keyboards |
 //! | [`linux`] | a Linux kernel on our engines |
 //! | [`bench`] | `make bench` |
 //! | [`demo`] | `make demo` |
@@ -37,6 +38,7 @@ pub mod qmp;
 pub mod run;
 pub mod run_dir;
 pub mod scenario;
+pub mod screen;
 pub mod session;
 pub mod settings;
 pub mod source_lines;

@@ -171,13 +171,19 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
             ]);
             add(&["-serial", "chardev:console"]);
         }
+        Serial::None => {}
     }
-    let machine = option_path(&run_dir.machine());
-    add(&[
-        "-chardev",
-        &format!("socket,id=machine,path={machine},server=on,wait=off"),
-    ]);
-    add(&["-serial", "chardev:machine"]);
+    if settings.serial != Serial::None {
+        let machine = option_path(&run_dir.machine());
+        add(&[
+            "-chardev",
+            &format!("socket,id=machine,path={machine},server=on,wait=off"),
+        ]);
+        add(&["-serial", "chardev:machine"]);
+    }
+    if settings.screen {
+        add(&["-device", "VGA"]);
+    }
     let qmp = option_path(&run_dir.qmp());
     add(&["-qmp", &format!("unix:{qmp},server=on,wait=off")]);
 
@@ -383,6 +389,18 @@ mod tests {
         let root = line(&settings);
         assert!(root.contains(&device("pcie.0")), "{root}");
         assert!(!line(&Settings::default()).contains("vfio-pci"));
+    }
+
+    #[test]
+    fn screens_come_and_serial_ports_go_on_demand() {
+        let usual = line(&Settings::default());
+        assert!(!usual.contains("VGA") && usual.contains("-serial chardev:machine"));
+        let other = line(&Settings {
+            screen: true,
+            serial: Serial::None,
+            ..Settings::default()
+        });
+        assert!(other.contains("-device VGA") && !other.contains("-serial"));
     }
 
     #[test]

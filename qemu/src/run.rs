@@ -97,8 +97,10 @@ pub fn run(place: &Place<'_>, settings: &Settings, for_gdb: bool) -> Result<u8, 
         let (kernel, port) = (&settings.kernel, settings.gdb_port);
         eprintln!("the machine waits for gdb: gdb {kernel} -ex 'target remote localhost:{port}'");
     }
-    if settings.serial == Serial::Socket {
-        eprintln!("the console is on {}", run_dir.serial().display());
+    match settings.serial {
+        Serial::Terminal => {}
+        Serial::Socket => eprintln!("the console is on {}", run_dir.serial().display()),
+        Serial::None => eprintln!("no serial port: QMP on {}", run_dir.qmp().display()),
     }
     engines.start_all()?;
     let engines = Arc::new(Mutex::new(engines));

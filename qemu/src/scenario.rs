@@ -20,7 +20,7 @@ use crate::transcript::Transcript;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 33] = [
+const VARIABLES: [&str; 34] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -46,6 +46,7 @@ const VARIABLES: [&str; 33] = [
     "V",
     "CMD",
     "SERIAL",
+    "SCREEN",
     "FAULT",
     "ANSWER",
     "APPEND",

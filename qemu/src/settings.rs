@@ -79,6 +79,8 @@ pub enum Serial {
     Terminal,
     /// A socket in the run directory.
     Socket,
+    /// Nowhere: the machine has no serial ports.
+    None,
 }
 
 /// A machine and its engines.
@@ -124,6 +126,8 @@ pub struct Settings {
     pub iommu: bool,
     /// `SERIAL`
     pub serial: Serial,
+    /// `SCREEN=on`: a VGA adapter, on whose picture the kernel writes where firmware leaves it one
+    pub screen: bool,
     /// `KERNEL`: the image, a PVH ELF
     pub kernel: String,
     /// `BIOS`: another firmware, as QEMU's `-bios` takes it
@@ -171,6 +175,7 @@ impl Default for Settings {
             icount: false,
             iommu: false,
             serial: Serial::Terminal,
+            screen: false,
             kernel: "build/longshore.elf".into(),
             bios: None,
             qemu: None,
@@ -253,10 +258,12 @@ impl Settings {
             },
             hpet: vars.one_of("HPET", &["on", "off"])? == "on",
             icount: vars.one_of("ICOUNT", &["0", "1"])? == "1",
-            serial: match vars.one_of("SERIAL", &["terminal", "socket"])? {
+            serial: match vars.one_of("SERIAL", &["terminal", "socket", "none"])? {
                 "socket" => Serial::Socket,
+                "none" => Serial::None,
                 _ => Serial::Terminal,
             },
+            screen: vars.one_of("SCREEN", &["off", "on"])? == "on",
             kernel: vars.get("KERNEL").unwrap_or(default.kernel),
             bios: vars.get("BIOS"),
             qemu: vars.get("QEMU"),
@@ -289,9 +296,9 @@ impl Settings {
                     "CMD=…: no double quotes and no line breaks in it",
                 ));
             }
-            if self.serial == Serial::Socket {
+            if self.serial != Serial::Terminal {
                 return Err(Failure::usage(
-                    "CMD=… reads the console itself: leave SERIAL=socket out",
+                    "CMD=… reads the console itself: leave SERIAL out",
                 ));
             }
         }
@@ -512,6 +519,7 @@ mod tests {
             ("IOMMU", "on"),
             ("NUMA", "2"),
             ("EDU", "1"),
+            ("SCREEN", "on"),
             ("FIRMWARE", "uefi"),
             ("MEDIA", "usb"),
             ("CPU", "Skylake-Server-v4"),
@@ -532,7 +540,7 @@ mod tests {
         assert_eq!((settings.cbver.as_str(), settings.irq), ("3.4", Irq::Intx));
         assert_eq!((settings.accel, settings.verbose), (Accel::Kvm, true));
         assert_eq!((settings.edu, settings.nodes), (1, 2));
-        assert!(settings.iommu);
+        assert!(settings.iommu && settings.screen);
         assert_eq!(
             settings.command_line(),
             "run=\"version; cpus\" iommu=on loglevel=debug"
@@ -560,6 +568,7 @@ mod tests {
             ("ACCEL", "xen"),
             ("ICOUNT", "2"),
             ("SERIAL", "pipe"),
+            ("SCREEN", "big"),
             ("V", "yes"),
             ("TIMEOUT", "0"),
             ("GDB", "65536"),
@@ -595,6 +604,7 @@ mod tests {
         }
         for together in [
             [("CMD", "x"), ("SERIAL", "socket")],
+            [("CMD", "x"), ("SERIAL", "none")],
             [("ICOUNT", "1"), ("ACCEL", "kvm")],
             [("ICOUNT", "1"), ("X2APIC", "on")],
             [("FIRMWARE", "uefi"), ("BIOS", "qboot.rom")],

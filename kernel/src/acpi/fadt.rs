@@ -11,6 +11,9 @@ pub struct Fadt {
     pub pm_timer: Option<u16>,
     /// Ports of the PM1a and PM1b control registers.
     pub pm1_control: [Option<u16>; 2],
+    /// Whether there is certainly no keyboard controller of a PC: IAPC_BOOT_ARCH, which
+    /// revisions before 3 do not have.
+    pub no_keyboard: bool,
     /// Port to which to write [`Fadt::reset_value`] for a reset.
     pub reset_port: Option<u16>,
     /// See [`Fadt::reset_port`].
@@ -19,6 +22,7 @@ pub struct Fadt {
 
 const RESET_SUPPORTED: u32 = 1 << 10;
 const SYSTEM_IO: u8 = 1;
+const KEYBOARD: u16 = 1 << 1;
 
 impl Fadt {
     /// Reads the table's bytes, its header included; what is missing is absent.
@@ -36,6 +40,8 @@ impl Fadt {
             dsdt: dsdt.unwrap_or_else(|| u32_at(table, 40).unwrap_or(0).into()),
             pm_timer: port(76),
             pm1_control: [port(64), port(68)],
+            no_keyboard: u8_at(table, 8).is_some_and(|revision| revision >= 3)
+                && u16_at(table, 109).is_some_and(|arch| arch & KEYBOARD == 0),
             reset_port: reset,
             reset_value: u8_at(table, 128).unwrap_or(0),
         }
@@ -96,6 +102,11 @@ mod tests {
         assert_eq!(fadt.pm1_control, [Some(0x604), None]);
         assert_eq!((fadt.reset_port, fadt.reset_value), (Some(0xcf9), 0xf));
         assert_eq!(Fadt::parse(&table[..60]).pm1_control, [None, None]);
+        let mut no_keyboard = |revision, arch| {
+            (table[8], table[109]) = (revision, arch);
+            Fadt::parse(&table).no_keyboard
+        };
+        assert!(!no_keyboard(1, 0) && !no_keyboard(3, 2) && no_keyboard(3, 1));
     }
 
     #[test]

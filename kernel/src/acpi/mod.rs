@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod fadt;
 pub mod madt;
 pub mod mcfg;
+pub mod spcr;
 pub mod srat;
 #[cfg(target_os = "none")]
 pub mod tables;

@@ -9,6 +9,7 @@ use spin::Once;
 use super::fadt::{Fadt, s5_sleep_types};
 use super::madt::Madt;
 use super::mcfg::{self, EcamWindow};
+use super::spcr::Spcr;
 use super::srat::Srat;
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
@@ -33,6 +34,8 @@ pub struct Platform {
     pub s5: Option<(u8, u8)>,
     /// Remapping units; `None` without a DMAR.
     pub dmar: Option<vtd::Dmar>,
+    /// Firmware's console.
+    pub spcr: Option<Spcr>,
     /// Physical address of the HPET.
     pub hpet: Option<u64>,
     /// Signature, address and length of each table.
@@ -95,6 +98,7 @@ impl Platform {
             b"MCFG" => self.ecam = mcfg::parse(bytes),
             b"SRAT" => self.srat = Srat::parse(bytes),
             b"DMAR" => self.dmar = Some(vtd::Dmar::parse(bytes)),
+            b"SPCR" => self.spcr = Spcr::parse(bytes),
             b"FACP" => self.fadt = Fadt::parse(bytes),
             // IA-PC HPET 1.0a, 3.2.4: a generic address at offset 40, of memory.
             b"HPET" if super::bytes::u8_at(bytes, 40) == Some(0) => {

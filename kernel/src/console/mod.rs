@@ -1,4 +1,4 @@
-//! The console: a line editor on the serial port, and the commands.
+//! The console: a line editor on serial port, screen and keyboard, and the commands.
 
 pub mod line;
 pub mod parse;
@@ -9,5 +9,7 @@ pub mod commands;
 pub mod input;
 #[cfg(target_os = "none")]
 pub mod jobs;
+#[cfg(target_os = "none")]
+pub mod pages;
 #[cfg(target_os = "none")]
 pub mod shell;

@@ -8,9 +8,10 @@ use core::fmt;
 use dmaengine::registry;
 
 use super::{dma, machine};
+use crate::console::input;
 use crate::mm::heap;
 use crate::time::timers;
-use crate::{iommu, irq, serial};
+use crate::{iommu, irq};
 
 /// An audit at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +47,7 @@ pub fn now() -> Audit {
     let fences = heap::fences();
     // A channel has one ring, its completion word in the same memory. A copy maps two buffers.
     let mut leaked = rings.saturating_sub(running) + transfers.saturating_sub(2 * in_flight);
-    let wanted =
-        super::vectors() + super::hotplug::vectors() + serial::vectors() + iommu::vectors();
+    let wanted = super::vectors() + super::hotplug::vectors() + input::vectors() + iommu::vectors();
     leaked += vectors.saturating_sub(wanted);
     if clients == 0 && in_flight == 0 && dmaengine::waiting() == 0 {
         let buffers = rings + hal::dma::withheld() + iommu::buffers();

@@ -27,6 +27,8 @@ pub enum Access {
     Write,
     /// Readable and writable, uncached: device registers.
     Device,
+    /// Writable; writes are combined where the CPU can: video memory.
+    Combine,
 }
 
 impl Access {
@@ -46,6 +48,10 @@ impl Access {
                         | PageTableFlags::NO_CACHE
                         | PageTableFlags::WRITE_THROUGH
                         | no_execute
+                }
+                // Entry 1 of the page attribute table.
+                Self::Combine => {
+                    PageTableFlags::WRITABLE | PageTableFlags::WRITE_THROUGH | no_execute
                 }
             }
     }

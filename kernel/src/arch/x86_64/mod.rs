@@ -11,6 +11,7 @@ use core::ptr::NonNull;
 
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::registers::model_specific::Msr;
 
 /// The most CPUs that are started; more are reported and left out.
 pub const MAX_CPUS: usize = 256;
@@ -38,6 +39,7 @@ pub fn write_back(start: NonNull<u8>, len: usize) {
 /// Turns on what this CPU offers and the kernel relies on or profits from: write protection in
 /// ring 0, no-execute, machine-check exceptions, SMEP, SMAP, UMIP. Runs once on each CPU.
 pub fn enable_features() {
+    combine_writes();
     let cpuid = CpuId::new();
     let features = cpuid.get_extended_feature_info();
     let mut cr4 = Cr4Flags::empty();
@@ -62,6 +64,22 @@ pub fn enable_features() {
     if has_no_execute() {
         // SAFETY: offered by this CPU.
         unsafe { Efer::update(|flags| *flags |= EferFlags::NO_EXECUTE_ENABLE) };
+    }
+}
+
+/// Has pages of [`Access::Combine`](crate::mm::paging::Access::Combine) combine writes, by entry 1
+/// of the page attribute table, which no other page uses; without such a table they write through.
+/// Intel SDM volume 3, 13.12. On each CPU, before it uses such a page.
+fn combine_writes() {
+    const IA32_PAT: u32 = 0x277;
+    const WRITE_COMBINING: u64 = 1;
+    if CpuId::new().get_feature_info().is_some_and(|f| f.has_pat()) {
+        let mut pat = Msr::new(IA32_PAT);
+        // SAFETY: there, as the CPU says; no page is mapped with this entry yet.
+        unsafe {
+            let entries = pat.read();
+            pat.write(entries & !0xff00 | WRITE_COMBINING << 8);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use hal::pci::Address;
 use hal::time::{Duration, timeout};
 
 use super::{CommandResult, find, no_arguments};
+use crate::console::pages::Pages;
 use crate::drivers;
 use crate::pci::bus;
 
@@ -42,17 +43,18 @@ pub(super) async fn report(args: Vec<String>) -> CommandResult {
         "=== longshore report begin {} ===",
         env!("CARGO_PKG_VERSION")
     );
+    let mut pages = Pages::new();
     for section in plan {
         let Section {
             line, mut result, ..
         } = section.now();
-        crate::println!("--- {line}");
+        pages.print(&format!("--- {line}")).await;
         let mut words = line.split(' ').map(String::from);
         let command = words.next().and_then(|name| find(&name));
         if let Some(command) = command {
             let run = (command.run)(words.collect());
             let late = || Err(format!("not done after {LIMIT} s"));
-            let limited = timeout(Duration::from_secs(LIMIT), run).await;
+            let limited = pages.run(timeout(Duration::from_secs(LIMIT), run)).await;
             result = limited.unwrap_or_else(|_| late());
         }
         if let Err(what) = result {
