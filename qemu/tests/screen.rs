@@ -1,4 +1,5 @@
-//! The console where it is not on COM1: on the port that firmware's tables name.
+//! The console where it is not on COM1: on the screen and the keyboard, and on the port that
+//! firmware's tables name.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +12,122 @@ use std::time::{Duration, Instant};
 
 use longshore_qemu::console::PROMPT;
 use longshore_qemu::qemu;
-use longshore_qemu::scenario::{Bench, PATIENCE};
+use longshore_qemu::scenario::{Bench, Machine, PATIENCE};
+use longshore_qemu::screen::{CURSOR, Screen, UNKNOWN};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
+}
+
+/// Waits for an empty prompt at the end of what the screen shows; gives its lines.
+#[track_caller]
+fn await_prompt(screen: &mut Screen) -> Vec<String> {
+    let prompt = format!("{PROMPT}{CURSOR}");
+    let is_last = |lines: &[String]| {
+        let last = lines.iter().rfind(|line| !line.is_empty());
+        last == Some(&prompt)
+    };
+    screen
+        .await_lines(PATIENCE, is_last)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Types a command on the keyboard; gives what the screen shows when it has ended.
+#[track_caller]
+fn command(screen: &mut Screen, command: &str) -> Vec<String> {
+    screen
+        .type_line(PROMPT, command, PATIENCE)
+        .unwrap_or_else(|error| panic!("{error}"));
+    await_prompt(screen)
+}
+
+#[track_caller]
+fn screen_of(machine: &Machine) -> Screen {
+    Screen::of(machine.run_dir(), PATIENCE).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[track_caller]
+fn assert_shows(lines: &[String], wanted: &str) {
+    let found = lines.iter().any(|line| line.contains(wanted));
+    assert!(found, "no {wanted:?} on the screen:\n{}", lines.join("\n"));
+}
+
+#[test]
+fn screen_and_keyboard_are_console_enough() {
+    let machine = bench().start(&[
+        ("FIRMWARE", "bios"),
+        ("SCREEN", "on"),
+        ("SERIAL", "none"),
+        ("IOAT", "1"),
+        ("CPUS", "2"),
+    ]);
+    let mut screen = screen_of(&machine);
+    let version = concat!("longshore ", env!("CARGO_PKG_VERSION"));
+    assert_shows(&await_prompt(&mut screen), version);
+    let lines = command(&mut screen, "version");
+    assert_shows(&lines, &format!("{version} (x86_64, multiboot2)"));
+    assert_shows(&command(&mut screen, "audit"), "leaked=0");
+
+    // What has left the screen is found, and typing leads back.
+    let echo = format!("{PROMPT}version");
+    let mut lines = command(&mut screen, "help");
+    while lines.contains(&echo) {
+        lines = command(&mut screen, "help");
+    }
+    let mut looked_back = 0;
+    while !lines.contains(&echo) {
+        screen.press(&["shift", "pgup"]).unwrap();
+        lines = screen.await_lines(PATIENCE, |now| *now != *lines).unwrap();
+        looked_back += 1;
+        assert!(looked_back < 20, "{}", lines.join("\n"));
+    }
+    screen.press(&["x"]).unwrap();
+    let typed = format!("{PROMPT}x{CURSOR}");
+    screen
+        .await_lines(PATIENCE, |lines| lines.contains(&typed))
+        .unwrap();
+    screen.press(&["ctrl", "c"]).unwrap();
+    assert_shows(&await_prompt(&mut screen), &format!("{PROMPT}x^C"));
+
+    // The line is edited as on a terminal.
+    let mut press = |keys: &[&str], shown: &str| {
+        for key in keys {
+            screen.press(&[key]).unwrap();
+        }
+        let line = format!("{PROMPT}{shown}");
+        screen
+            .await_lines(PATIENCE, |lines| lines.contains(&line))
+            .unwrap_or_else(|error| panic!("{line:?}: {error}"));
+    };
+    press(&["x", "v"], &format!("xv{CURSOR}"));
+    press(&["home", "delete"], &UNKNOWN.to_string());
+    press(&["end"], &format!("v{CURSOR}"));
+    screen
+        .type_line(&format!("{PROMPT}v"), "ersion", PATIENCE)
+        .unwrap();
+    assert_shows(&await_prompt(&mut screen), &echo);
+
+    // A panic is seen, with nothing but the screen to show it.
+    screen.type_line(PROMPT, "crash panic", PATIENCE).unwrap();
+    let ended = |lines: &[String]| lines.iter().any(|line| line.trim() == "halted");
+    let report = screen.await_lines(PATIENCE, ended).unwrap();
+    assert!(
+        report.iter().any(|line| line.starts_with("PANIC cpu=")),
+        "{}",
+        report.join("\n")
+    );
+    assert_shows(&report, "#0 ");
+}
+
+#[test]
+fn the_screen_shows_what_the_serial_port_says() {
+    let mut machine = bench().start(&[("FIRMWARE", "uefi"), ("SCREEN", "on"), ("IOAT", "1")]);
+    machine.await_prompt();
+    let said = machine.ok("lspci");
+    let shown = await_prompt(&mut screen_of(&machine));
+    for line in said.iter().filter(|line| line.len() < 60) {
+        assert_shows(&shown, line);
+    }
 }
 
 /// A QEMU whose firmware has a table that names a UART at `port`, with 115200 baud.
