@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # The launcher and the engines read these from their environment.
 export CPUS MEM IOAT CHANNELS WHERE CBVER IRQ IOMMU NUMA EDU ACCEL ICOUNT PASSTHROUGH QEMU V
 export FIRMWARE MEDIA MACHINE CPU X2APIC HPET
-export CMD APPEND FAULT ENGINE KERNEL BIOS ANSWER SERIAL SCREEN TIMEOUT GDB DEV HOW SKIPS SHORT
+export CMD APPEND FAULT ENGINE KERNEL BIOS ACPI ANSWER SERIAL SCREEN TIMEOUT GDB DEV HOW SKIPS SHORT
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BARE := x86_64-unknown-none
@@ -192,6 +192,8 @@ help:
 	@echo "  APPEND= KERNEL=        more words for the kernel command line; another image, as"
 	@echo "                         build/longshore-test.elf, the one with the in-kernel suites"
 	@echo "  BIOS=                  other firmware for QEMU, as qboot.rom, which leaves PCI to the kernel"
+	@echo "  ACPI=                  a file with ACPI tables in place of the firmware's, the root pointer"
+	@echo "                         first, all by their addresses from 0x90000 on"
 	@echo "  SERIAL=terminal (socket, none)"
 	@echo "                         the console here, or on build/run/serial.sock; no serial port"
 	@echo "  SCREEN=off (on)        a VGA adapter, for firmware to leave a picture on"

@@ -97,7 +97,7 @@ extern "C" fn on_own_stack() -> ! {
         );
     }
     gdt::init();
-    tables::init(options.acpi_rsdp.or(info.rsdp));
+    tables::init(options.acpi_rsdp.or(info.rsdp), info);
     if let Some(spcr) = &platform().spcr {
         serial::follow(spcr, options.console);
     }

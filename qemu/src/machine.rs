@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::passthrough;
 use crate::run_dir::RunDir;
-use crate::settings::{Accel, Chipset, Firmware, Serial, Settings};
+use crate::settings::{ACPI_AT, Accel, Chipset, Firmware, Serial, Settings};
 
 /// The IOMMU, which must come before the devices behind it. In caching mode the guest says what it
 /// maps anew too, without which QEMU could not tell the engines.
@@ -159,6 +159,13 @@ pub fn arguments(settings: &Settings, run_dir: &RunDir, for_gdb: bool) -> Vec<St
     }
     if let Some(bios) = &settings.bios {
         add(&["-bios", bios]);
+    }
+    if let Some(tables) = &settings.acpi {
+        let file = option_path(Path::new(tables));
+        add(&[
+            "-device",
+            &format!("loader,file={file},addr={ACPI_AT:#x},force-raw=on"),
+        ]);
     }
     match settings.serial {
         // Monitor and console share the terminal; Ctrl-C goes to the guest.
@@ -410,6 +417,16 @@ mod tests {
             ..Settings::default()
         };
         assert!(line(&settings).contains("-append run=\"dma; audit\""));
+    }
+
+    #[test]
+    fn tables_of_ones_own_lie_where_the_kernel_is_told() {
+        let line = line(&Settings {
+            acpi: Some("a.bin".into()),
+            ..Settings::default()
+        });
+        assert!(line.contains("-append acpi_rsdp=0x90000"));
+        assert!(line.contains("-device loader,file=a.bin,addr=0x90000,force-raw=on"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::transcript::Transcript;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that tests set or leave; none may come in from outside.
-const VARIABLES: [&str; 34] = [
+const VARIABLES: [&str; 35] = [
     "CPUS",
     "MEM",
     "IOAT",
@@ -42,6 +42,7 @@ const VARIABLES: [&str; 34] = [
     "PASSTHROUGH",
     "ENGINE",
     "BIOS",
+    "ACPI",
     "KERNEL",
     "V",
     "CMD",

@@ -132,6 +132,8 @@ pub struct Settings {
     pub kernel: String,
     /// `BIOS`: another firmware, as QEMU's `-bios` takes it
     pub bios: Option<String>,
+    /// `ACPI`: tables in place of the firmware's, as they are to lie from [`ACPI_AT`] on
+    pub acpi: Option<String>,
     /// `QEMU`: a path, or nothing to find one
     pub qemu: Option<String>,
     /// `ENGINE`: a path, or nothing for `build/ioat-model`
@@ -178,6 +180,7 @@ impl Default for Settings {
             screen: false,
             kernel: "build/longshore.elf".into(),
             bios: None,
+            acpi: None,
             qemu: None,
             engine: None,
             faults: Vec::new(),
@@ -195,6 +198,10 @@ impl Default for Settings {
 /// CPU of the guest stands still meanwhile, by QEMU's own default for 5 s. Not much less: QEMU ends
 /// itself some time after an answer that came too late, as from an engine on a busy host.
 const FREEZE_ANSWER_MS: u32 = 500;
+
+/// Where tables of one's own lie, their root pointer first: memory that neither firmware nor loader nor
+/// kernel uses. There is room for 56 KiB.
+pub const ACPI_AT: u64 = 0x9_0000;
 
 /// Longest kernel command line that the kernel keeps, in bytes.
 const COMMAND_LINE_LIMIT: usize = 2048;
@@ -266,6 +273,7 @@ impl Settings {
             screen: vars.one_of("SCREEN", &["off", "on"])? == "on",
             kernel: vars.get("KERNEL").unwrap_or(default.kernel),
             bios: vars.get("BIOS"),
+            acpi: vars.get("ACPI"),
             qemu: vars.get("QEMU"),
             engine: vars.get("ENGINE"),
             faults: vars.faults()?,
@@ -361,9 +369,14 @@ impl Settings {
             .as_ref()
             .map(|commands| format!("run=\"{commands}\""));
         let iommu = self.iommu.then(|| "iommu=on".into());
+        let acpi = self
+            .acpi
+            .as_ref()
+            .map(|_| format!("acpi_rsdp={ACPI_AT:#x}"));
         let append = (!self.append.is_empty()).then(|| self.append.clone());
         run.into_iter()
             .chain(iommu)
+            .chain(acpi)
             .chain(append)
             .collect::<Vec<_>>()
             .join(" ")

@@ -152,9 +152,9 @@ impl Config {
         self.write(offset, Width::B4, value);
     }
 
-    /// Whether the function answers: its vendor ID does not read all ones.
+    /// Whether the function answers: its vendor ID reads neither all ones nor 0, which are nobody's.
     pub fn is_present(&self) -> bool {
-        self.read16(header::VENDOR) != u16::MAX
+        !matches!(self.read16(header::VENDOR), 0 | u16::MAX)
     }
 
     /// Sets the bits of `set` and clears those of `clear` in the command register.

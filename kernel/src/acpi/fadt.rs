@@ -35,7 +35,8 @@ impl Fadt {
         let dsdt = u64_at(table, 140).filter(|&address| address != 0);
         let reset = (flags & RESET_SUPPORTED != 0 && u8_at(table, 116) == Some(SYSTEM_IO))
             .then(|| u64_at(table, 120).and_then(|address| u16::try_from(address).ok()))
-            .flatten();
+            .flatten()
+            .filter(|&port| port != 0);
         Self {
             dsdt: dsdt.unwrap_or_else(|| u32_at(table, 40).unwrap_or(0).into()),
             pm_timer: port(76),

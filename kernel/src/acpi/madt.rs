@@ -63,9 +63,14 @@ pub struct Madt {
 
 const HEADER: usize = 44;
 const ENABLED: u32 = 1;
+/// No more CPUs are ever started; I/O APICs have IDs of 8 bits, legacy interrupts numbers up to 15.
+const CPUS_MAX: usize = 512;
+const IO_APICS_MAX: usize = 256;
+const ISA_INTERRUPTS: u8 = 16;
 
 impl Madt {
-    /// Reads the table's bytes, its header included. Entries that are too short end the table.
+    /// Reads the table's bytes, its header included. Entries that are too short, or too many, are left
+    /// out.
     pub fn parse(table: &[u8]) -> Self {
         let mut madt = Self {
             has_8259: u32_at(table, 40).unwrap_or(1) & 1 != 0,
@@ -81,7 +86,7 @@ impl Madt {
         match kind {
             0 if u32_at(entry, 4)? & ENABLED != 0 => self.add_cpu(u8_at(entry, 3)?.into()),
             9 if u32_at(entry, 8)? & ENABLED != 0 => self.add_cpu(u32_at(entry, 4)?),
-            1 => self.io_apics.push(IoApicInfo {
+            1 if self.io_apics.len() < IO_APICS_MAX => self.io_apics.push(IoApicInfo {
                 id: u8_at(entry, 2)?,
                 address: u32_at(entry, 4)?.into(),
                 first_gsi: u32_at(entry, 8)?,
@@ -94,7 +99,10 @@ impl Madt {
                     level: flags >> 2 & 3 == 3,
                 };
                 let (isa, gsi) = (u8_at(entry, 3)?, u32_at(entry, 4)?);
-                self.overrides.push(Override { isa, gsi, trigger });
+                let known = self.overrides.iter().any(|o| o.isa == isa);
+                if isa < ISA_INTERRUPTS && !known {
+                    self.overrides.push(Override { isa, gsi, trigger });
+                }
             }
             _ => {}
         }
@@ -103,7 +111,8 @@ impl Madt {
 
     fn add_cpu(&mut self, apic_id: u32) {
         // 0xff and all ones address every CPU: they name none.
-        if apic_id != 0xff && apic_id != u32::MAX && !self.cpus.contains(&apic_id) {
+        let named = apic_id != 0xff && apic_id != u32::MAX;
+        if named && self.cpus.len() < CPUS_MAX && !self.cpus.contains(&apic_id) {
             self.cpus.push(apic_id);
         }
     }

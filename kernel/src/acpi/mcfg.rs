@@ -15,8 +15,25 @@ pub struct EcamWindow {
     pub buses: (u8, u8),
 }
 
+impl EcamWindow {
+    /// Where its first bus begins, and bytes.
+    pub fn range(&self) -> (u64, u64) {
+        let (first, last) = (u64::from(self.buses.0), u64::from(self.buses.1));
+        (self.base + (first << 20), (last - first + 1) << 20)
+    }
+
+    /// Whether both claim to be the same bus, or at the same addresses.
+    pub fn collides(&self, other: &Self) -> bool {
+        let ((a, a_len), (b, b_len)) = (self.range(), other.range());
+        let buses = self.buses.0 <= other.buses.1 && other.buses.0 <= self.buses.1;
+        self.segment == other.segment && buses || a < b + b_len && b < a + a_len
+    }
+}
+
 const HEADER: usize = 44;
 const ENTRY: usize = 16;
+/// No machine has more.
+const WINDOWS_MAX: usize = 256;
 
 /// The windows that make sense: aligned, buses in order, inside the address space.
 pub fn parse(table: &[u8]) -> Vec<EcamWindow> {
@@ -32,6 +49,7 @@ pub fn parse(table: &[u8]) -> Vec<EcamWindow> {
                 buses,
             })
         })
+        .take(WINDOWS_MAX)
         .collect()
 }
 

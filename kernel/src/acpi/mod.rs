@@ -7,7 +7,9 @@ pub mod bytes;
 pub mod fadt;
 pub mod madt;
 pub mod mcfg;
+#[cfg(target_os = "none")]
+mod physical;
+pub mod place;
 pub mod spcr;
 pub mod srat;
-#[cfg(target_os = "none")]
 pub mod tables;

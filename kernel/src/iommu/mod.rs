@@ -21,6 +21,7 @@ use hal::pci::Address;
 use spin::{Mutex, Once};
 use vtd::{Dmar, Domain, Permissions, Target, Unit};
 
+use crate::acpi::place;
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::{apic, ioapic};
 use crate::boot_info::BootInfo;
@@ -44,6 +45,8 @@ struct Iommu {
 }
 
 static IOMMU: Once<Iommu> = Once::new();
+/// Lines that are spent on a malformed table.
+const COMPLAINTS_MAX: usize = 8;
 
 /// Whether functions are confined.
 pub fn is_on() -> bool {
@@ -62,15 +65,22 @@ pub fn units() -> impl Iterator<Item = &'static Arc<Unit>> {
 pub fn init(info: &BootInfo) {
     IOMMU.call_once(|| {
         let dmar = platform().dmar.clone().unwrap_or_default();
-        for complaint in &dmar.complaints {
+        for complaint in dmar.complaints.iter().take(COMPLAINTS_MAX) {
             log::warn!("ACPI table DMAR, {complaint}");
         }
         if dmar.units.is_empty() {
             log::error!("iommu=on, and there is no unit: no function is handed out");
         }
-        let take = |info: &vtd::dmar::UnitInfo| {
-            let unit = take(info.segment, info.base);
-            unit.inspect_err(|error| log::error!("unit at {:#x}: {error}", info.base))
+        let take = |unit: &vtd::dmar::UnitInfo| {
+            let base = unit.base;
+            // It stays in the list: what is below it is nobody else's, and is not handed out.
+            if !place::holds_registers(info, base, PAGE as u64) {
+                log::error!("unit at {base:#x}: there can be none");
+                return None;
+            }
+            let taken = take(unit.segment, base);
+            taken
+                .inspect_err(|error| log::error!("unit at {base:#x}: {error}"))
                 .ok()
         };
         let units: Vec<_> = dmar.units.iter().map(take).collect();

@@ -36,11 +36,15 @@ impl Fabric {
                 let (first, last) = window.buses;
                 let base = window.base + (u64::from(first) << 20);
                 let len = (usize::from(last - first) + 1) << 20;
-                match PhysicalMapping::new(base, len, Access::Device) {
+                match PhysicalMapping::new(base, len, Access::Device).map(Arc::new) {
+                    Ok(mapping) if (window.segment, first) == (0, 0) && !agrees(&mapping) => {
+                        log::warn!("no configuration space at {base:#x}");
+                        None
+                    }
                     Ok(mapping) => Some(Window {
                         segment: window.segment,
                         buses: first..=last,
-                        mapping: Arc::new(mapping),
+                        mapping,
                     }),
                     Err(_) => {
                         log::error!("no memory to map the configuration space at {base:#x}");
@@ -67,6 +71,20 @@ impl Fabric {
     pub fn is_ecam(&self) -> bool {
         !self.windows.is_empty()
     }
+}
+
+/// Whether bus 0 is the same in this window as by the ports, which every PC has.
+fn agrees(window: &Arc<PhysicalMapping>) -> bool {
+    (0..32).all(|device| {
+        let address = Address {
+            segment: 0,
+            bus: 0,
+            device,
+            function: 0,
+        };
+        let start = usize::from(device) << 15;
+        Legacy { address }.read(0, Width::B4) == window.read::<u32>(start)
+    })
 }
 
 impl ConfigSpace for Fabric {

@@ -3,6 +3,7 @@
 //! References, best first: HPET (IA-PC HPET 1.0a, 2.3), the ACPI PM timer (ACPI 6.5, 4.8.3.3), the
 //! PIT's channel 2, which every PC has.
 
+use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -23,6 +24,8 @@ enum Reference {
 const PM_TIMER_HZ: u64 = 3_579_545;
 const PIT_HZ: u64 = 1_193_182;
 const MEASURE: Duration = Duration::from_millis(10);
+/// Nanoseconds in 2^32 ticks of a TSC that runs at 50 MHz to 50 GHz: no other is known.
+const PLAUSIBLE: RangeInclusive<u128> = (1 << 32) / 50..=20 << 32;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds at [`BASE`].
@@ -35,9 +38,12 @@ impl Reference {
     /// The HPET at physical address `phys`, where one runs there.
     fn hpet(phys: Option<u64>) -> Option<Self> {
         let page = PhysicalMapping::new(phys?, 0x400, Access::Device).ok()?;
-        // Capabilities at 0, configuration at 0x10. At most 100 ns a tick are allowed.
-        let femtos = page.read::<u64>(0) >> 32;
-        if !(1..=100_000_000).contains(&femtos) {
+        // Capabilities at 0, configuration at 0x10. At most 100 ns a tick are allowed, and no
+        // revision 0.
+        let capabilities = page.read::<u64>(0);
+        let femtos = capabilities >> 32;
+        if !(1..=100_000_000).contains(&femtos) || capabilities & 0xff == 0 {
+            log::warn!("no HPET at {:#x}", phys?);
             return None;
         }
         page.write(0x10, page.read::<u64>(0x10) | 1); // let the counter run
@@ -123,11 +129,13 @@ pub fn init(hpet: Option<u64>, pm_timer: Option<u16>) {
     ];
     for reference in references.into_iter().flatten().chain([Reference::Pit]) {
         let start = tsc();
-        let Some(passed) = apic::calibrate(|| reference.wait(MEASURE)) else {
-            continue;
-        };
+        let passed = apic::calibrate(|| reference.wait(MEASURE));
         let ticks = tsc().wrapping_sub(start).max(1);
-        let nanos = (u128::from(passed) << 32) / u128::from(ticks);
+        let nanos = (u128::from(passed.unwrap_or(0)) << 32) / u128::from(ticks);
+        if !PLAUSIBLE.contains(&nanos) {
+            log::warn!("{}: does not keep time", reference.name());
+            continue;
+        }
         // The time that was told so far, at a guessed rate, stands: the clock never goes back.
         OFFSET.store(now_ns(), Ordering::Relaxed);
         BASE.store(tsc(), Ordering::Relaxed);

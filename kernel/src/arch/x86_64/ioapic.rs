@@ -16,6 +16,8 @@ const SELECT: usize = 0x00;
 const WINDOW: usize = 0x10;
 const VERSION: u32 = 0x01;
 const TABLE: u32 = 0x10;
+/// The index has 8 bits, an entry two registers.
+const INPUTS_MAX: u32 = (0x100 - TABLE) / 2;
 const ENTRY_MASKED: u32 = 1 << 16;
 const ENTRY_LEVEL: u32 = 1 << 15;
 const ENTRY_LOW: u32 = 1 << 13;
@@ -70,7 +72,16 @@ pub fn init(found: &[IoApicInfo]) {
             remapping: Once::new(),
             entries: Mutex::new(LiteMap::new()),
         };
-        io_apic.inputs = ((io_apic.read(VERSION) >> 16) & 0xff) + 1;
+        let version = io_apic.read(VERSION);
+        io_apic.inputs = ((version >> 16) & 0xff) + 1;
+        // An input keeps its mask, and the version stays what it was, unless there is something else,
+        // or nothing.
+        io_apic.write(TABLE, ENTRY_MASKED);
+        let masked = io_apic.read(TABLE) & ENTRY_MASKED != 0;
+        if io_apic.inputs > INPUTS_MAX || !masked || io_apic.read(VERSION) != version {
+            log::warn!("no I/O APIC at {:#x}", info.address);
+            return None;
+        }
         for input in 0..io_apic.inputs {
             io_apic.write(TABLE + 2 * input, ENTRY_MASKED);
         }
