@@ -2,7 +2,8 @@
 //!
 //! It runs other commands, each with a limit of time, between two lines that a program can find, and
 //! goes on whatever becomes of them. It takes engines away and brings them back, those that nobody
-//! else uses; it writes to nothing but memory of its own.
+//! else uses; it writes to nothing but memory of its own. Where a screen is all that there is it comes
+//! in pages, and looking at them is not counted as time.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -39,11 +40,10 @@ pub(super) async fn report(args: Vec<String>) -> CommandResult {
     no_arguments(&args)?;
     let plan = plan();
     let (sections, mut failed) = (plan.len(), 0);
-    crate::println!(
-        "=== longshore report begin {} ===",
-        env!("CARGO_PKG_VERSION")
-    );
     let mut pages = Pages::new();
+    let version = env!("CARGO_PKG_VERSION");
+    let begin = format!("=== longshore report begin {version} ===");
+    pages.print(&begin).await;
     for section in plan {
         let Section {
             line, mut result, ..
@@ -59,10 +59,12 @@ pub(super) async fn report(args: Vec<String>) -> CommandResult {
         }
         if let Err(what) = result {
             failed += 1;
-            crate::println!("--- {line} failed: {what}");
+            let why = format!("--- {line} failed: {what}");
+            pages.print(&why).await;
         }
     }
-    crate::println!("=== longshore report end sections={sections} failed={failed} ===");
+    let end = format!("=== longshore report end sections={sections} failed={failed} ===");
+    pages.print(&end).await;
     Ok(())
 }
 
