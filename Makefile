@@ -125,15 +125,17 @@ miri: nightly
 	    $(MIRI_PROPTEST)" $(MIRI) --lib -p edu --features hal/host
 
 # The long forms of tests that `make test` runs for seconds: the protocol of the drain at full size,
-# engines that go and come for SOAK seconds, and leave their slots CYCLES times.
+# engines that go and come for SOAK seconds, and leave their slots CYCLES times; 255 CPUs.
 SOAK ?= 600
 CYCLES ?= 500
-.PHONY: soak-drain soak-removal
-soak: soak-drain soak-removal
+.PHONY: soak-drain soak-removal soak-cpus
+soak: soak-drain soak-removal soak-cpus
 soak-drain: toolchain
 	LONGSHORE_DRAIN=full cargo test --quiet --release -p dmaengine --test drain_check -- --nocapture
 soak-removal: build
 	LONGSHORE_SOAK=$(SOAK) LONGSHORE_CYCLES=$(CYCLES) cargo test --quiet -p longshore-qemu --test soak -- --include-ignored --nocapture
+soak-cpus: build
+	cargo test --quiet -p longshore-qemu --test machines -- --ignored --nocapture soak_
 
 # Changes to the code that some test must notice: those that cargo-mutants makes
 # (.cargo/mutants.toml), whose status 3 means that some hung, and those that it cannot
@@ -163,7 +165,7 @@ help:
 	@echo "make iso                 build/longshore.iso: BIOS and UEFI, CD and USB stick; Secure Boot must"
 	@echo "                         be off"
 	@echo "make soak                the long tests: soak-drain, soak-removal (SOAK=600 seconds,"
-	@echo "                         CYCLES=500 of removal and addition)"
+	@echo "                         CYCLES=500 of removal and addition), soak-cpus"
 	@echo "make loom, miri, mutants models of concurrency; the crates that run on the host, under Miri;"
 	@echo "                         changes to the code that tests must notice (ONLY=, FILES= choose)"
 	@echo "make check, doc, clean   formatting and lints; documentation; removes what was built"

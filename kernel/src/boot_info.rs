@@ -120,24 +120,30 @@ impl BootInfo {
     }
 
     /// Notes a region. Empty ones, and those that leave the address space, are ignored; one that
-    /// goes on where the last one ended is made one with it; those that find no room are counted.
+    /// goes on where another of its kind ends becomes part of it. Where there is no room, the
+    /// smallest region of usable memory is left out: that costs memory alone, where anything else
+    /// might be taken for free.
     pub fn add_region(&mut self, region: Region) {
         if region.len == 0 || region.start.checked_add(region.len).is_none() {
             return;
         }
-        if let Some(last) = self.regions[..self.region_count].last_mut()
-            && last.kind == region.kind
-            && last.start + last.len == region.start
-        {
-            last.len += region.len;
+        let (known, free) = self.regions.split_at_mut(self.region_count);
+        let before = |r: &&mut Region| r.kind == region.kind && r.start + r.len == region.start;
+        if let Some(before) = known.iter_mut().find(before) {
+            before.len += region.len;
             return;
         }
-        match self.regions.get_mut(self.region_count) {
-            Some(slot) => {
-                *slot = region;
-                self.region_count += 1;
-            }
-            None => self.regions_dropped += 1,
+        if let Some(slot) = free.first_mut() {
+            *slot = region;
+            self.region_count += 1;
+            return;
+        }
+        self.regions_dropped += 1;
+        let usable = known.iter_mut().filter(|r| r.kind == RegionKind::Usable);
+        let smallest = usable.min_by_key(|r| r.len);
+        let gives_way = |r: &&mut Region| region.kind != RegionKind::Usable || r.len < region.len;
+        if let Some(smallest) = smallest.filter(gives_way) {
+            *smallest = region;
         }
     }
 
@@ -182,6 +188,17 @@ impl BootInfo {
             })
     }
 
+    /// The highest usable page on which a CPU can start: below 640 KiB, above which no start-up
+    /// message leads (Intel SDM volume 3, 11.6.1), and not the first, which firmware goes on using.
+    pub fn low_page(&self) -> Option<u64> {
+        const PAGE: u64 = 4096;
+        let pages = self.usable().filter_map(|(start, end)| {
+            let page = (end.min(0xa_0000) & !(PAGE - 1)).checked_sub(PAGE)?;
+            (page >= start.max(PAGE)).then_some(page)
+        });
+        pages.max()
+    }
+
     /// How many regions found no room.
     pub fn regions_dropped(&self) -> usize {
         self.regions_dropped
@@ -222,17 +239,64 @@ mod tests {
             kind: RegionKind::Usable,
         });
         assert!(info.regions().is_empty());
-        for number in 0..REGIONS as u64 + 3 {
-            for start in [4 * number, 4 * number + 1] {
-                info.add_region(Region {
-                    start,
-                    len: 1,
-                    kind: RegionKind::Usable,
-                });
-            }
+    }
+
+    #[test]
+    fn what_finds_no_room_costs_usable_memory_alone() {
+        let mut info = BootInfo::new("test");
+        let mut add = |start, len, kind| info.add_region(Region { start, len, kind });
+        for index in 0..REGIONS as u64 {
+            add(10 * index, 5, RegionKind::Usable);
         }
-        assert_eq!((info.regions().len(), info.regions_dropped()), (REGIONS, 6));
-        assert!(info.regions().iter().all(|region| region.len == 2));
+        add(5000, 4, RegionKind::Usable);
+        add(5010, 6, RegionKind::Usable);
+        add(5020, 1, RegionKind::Reserved);
+        assert_eq!((info.regions().len(), info.regions_dropped()), (REGIONS, 3));
+        let has = |start: u64| info.regions().iter().any(|region| region.start == start);
+        let there = [0, 10, 20, 5000, 5010, 5020].map(has);
+        assert_eq!(there, [false, false, true, false, true, true]);
+    }
+
+    #[test]
+    fn regions_that_touch_are_one() {
+        let mut info = BootInfo::new("test");
+        for start in 0..3 * REGIONS as u64 {
+            let kind = RegionKind::Usable;
+            info.add_region(Region {
+                start,
+                len: 1,
+                kind,
+            });
+        }
+        let kind = RegionKind::Reserved;
+        let start = 3 * REGIONS as u64;
+        info.add_region(Region {
+            start,
+            len: 1,
+            kind,
+        });
+        assert_eq!((info.regions().len(), info.regions_dropped()), (2, 0));
+        assert_eq!(info.regions()[0].len, start);
+    }
+
+    #[test]
+    fn cpus_start_below_640_kib_and_not_where_firmware_is() {
+        let page = |regions: &[(u64, u64, RegionKind)]| {
+            let mut info = BootInfo::new("test");
+            for &(start, len, kind) in regions {
+                info.add_region(Region { start, len, kind });
+            }
+            info.low_page()
+        };
+        let usable = RegionKind::Usable;
+        assert_eq!(page(&[(0, 0x9_fc00, usable)]), Some(0x9_e000));
+        assert_eq!(page(&[(0, 1 << 30, usable)]), Some(0x9_f000));
+        let firmware = [(0, 1 << 30, usable), (0x2000, 1 << 20, RegionKind::AcpiNvs)];
+        assert_eq!(page(&firmware), Some(0x1000));
+        assert_eq!(page(&[(0, 0x1fff, usable)]), None);
+        assert_eq!(page(&[(0x5001, 0x1ffe, usable)]), None);
+        assert_eq!(page(&[(1 << 20, 1 << 30, usable)]), None);
+        assert_eq!(page(&[]), None);
     }
 
     #[test]

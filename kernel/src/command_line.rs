@@ -33,6 +33,8 @@ pub struct Options {
     pub hotplug_window_ms: u64,
     /// `acpi_rsdp=`: where the ACPI root pointer lies.
     pub acpi_rsdp: Option<u64>,
+    /// `stall=`: the stage of the boot that is to stand still until that is noticed.
+    pub stall: Option<String>,
     /// What was not understood, to be reported once.
     pub complaints: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
             iommu: false,
             hotplug_window_ms: 5000,
             acpi_rsdp: None,
+            stall: None,
             complaints: Vec::new(),
         }
     }
@@ -83,6 +86,7 @@ impl Options {
                     _ => return Err(Complaint::Value("error, warn, info, debug or trace")),
                 }
             }
+            "stall" => self.stall = Some(value.to_string()),
             "console" => {
                 self.console = match value {
                     "com1" => ConsolePort::Com1,
@@ -167,7 +171,7 @@ mod tests {
     fn every_word_of_the_contract_is_understood() {
         let options = Options::parse(
             "run=\"version; cpus\" loglevel=debug console=com2 cpus=3 iommu=on \
-             hotplug_window=100 acpi_rsdp=0xE0000",
+             hotplug_window=100 acpi_rsdp=0xE0000 stall=pci",
         );
         assert_eq!(options.run.as_deref(), Some("version; cpus"));
         assert_eq!(options.log_level, LevelFilter::Debug);
@@ -177,6 +181,7 @@ mod tests {
             (3, true, 100)
         );
         assert_eq!(options.acpi_rsdp, Some(0xe0000));
+        assert_eq!(options.stall.as_deref(), Some("pci"));
         assert!(options.complaints.is_empty());
     }
 

@@ -54,7 +54,7 @@ pub async fn offline(number: usize) -> Result<(), String> {
     }
     let moved = irq::move_away(number);
     registry().rebalance();
-    apic::send(cpu.apic_id, traps::WAKE);
+    apic::send(cpu.apic_id(), traps::WAKE);
     let parked = poll_until(LIMIT, STEP, || !cpu.running.load(Ordering::Acquire)).await;
     irq::look_again(&moved);
     // One that is late parks all the same when its task lets it.

@@ -43,6 +43,7 @@ pub mod keyboard;
 pub mod ktest;
 #[cfg(target_os = "none")]
 pub mod logging;
+pub mod machine_check;
 pub mod mm;
 pub mod multiboot2;
 #[cfg(target_os = "none")]
@@ -57,6 +58,8 @@ pub mod power;
 pub mod prelude;
 pub mod screen;
 pub mod serial;
+#[cfg(target_os = "none")]
+pub mod stages;
 #[cfg(target_os = "none")]
 mod start;
 pub mod stepping;

@@ -8,7 +8,7 @@ use crate::arch::x86_64::percpu;
 
 /// The node of a CPU.
 pub fn of_cpu(cpu: usize) -> Option<u32> {
-    platform().srat.cpu(percpu::get(cpu)?.apic_id)
+    platform().srat.cpu(percpu::get(cpu)?.apic_id())
 }
 
 /// The node of a PCI function: where the firmware describes it as a generic initiator. Else it

@@ -86,6 +86,13 @@ pub fn exception(frame: &TrapFrame, what: fmt::Arguments<'_>) {
     end()
 }
 
+/// Says something of what `frame` interrupted, with a backtrace, and returns. From an interrupt
+/// handler: what others print at the time may be torn, or this lost.
+pub fn in_passing(frame: &TrapFrame, what: fmt::Arguments<'_>) {
+    let _ = writeln!(Report, "\n{what}");
+    backtrace(Some(frame.rip), frame.rbp);
+}
+
 fn end() -> ! {
     let _ = writeln!(Report, "  halted");
     halt_forever()

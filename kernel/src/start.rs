@@ -5,15 +5,17 @@ use core::sync::atomic::Ordering;
 
 use hal::time::Duration;
 use spin::Once;
+use x86_64::instructions::interrupts;
 use x86_64::instructions::port::Port;
 
 use crate::acpi::tables::{self, platform};
-use crate::arch::x86_64::{self as arch, apic, gdt, ioapic, percpu, smp, traps};
+use crate::arch::x86_64::{self as arch, apic, gdt, ioapic, machine_check, percpu, smp, traps};
 use crate::boot_info::BootInfo;
 use crate::command_line::{ConsolePort, Options};
 use crate::console::input::Input;
 use crate::console::shell;
 use crate::mm::{self, stack::Stack};
+use crate::stages::{self, Stage};
 use crate::time::clock;
 use crate::{drivers, iommu, logging, pci, screen, serial, task};
 
@@ -97,49 +99,60 @@ extern "C" fn on_own_stack() -> ! {
         );
     }
     gdt::init();
+    machine_check::init();
+    mm::copy::choose();
+    let stall = options.stall.as_deref();
+    silence_8259();
+    apic::init();
+    percpu::current().set_apic_id(apic::id());
+    // For the watchdog: nothing else is let through yet.
+    apic::set_priority(traps::LAST_DEVICE);
+    interrupts::enable();
+    stages::enter(Stage::Tables, stall);
     tables::init(options.acpi_rsdp.or(info.rsdp), info);
     if let Some(spcr) = &platform().spcr {
         serial::follow(spcr, options.console);
     }
-    start_cpus(info, options);
+    start_cpus(options);
     drivers::machine::install();
+    stages::enter(Stage::Pci, stall);
     pci::bus::init(info);
     if options.iommu {
+        stages::enter(Stage::Iommu, stall);
         iommu::init(info);
     }
+    apic::set_priority(0);
     // It takes work from here on, and does it below.
     percpu::current().online.store(true, Ordering::Release);
     task::spawn("start", None, first_task(options)).detach();
     task::run(percpu::current())
 }
 
-fn start_cpus(info: &BootInfo, options: &Options) {
+fn start_cpus(options: &Options) {
     let platform = platform();
-    silence_8259();
-    apic::init();
-    percpu::set_boot_apic_id(apic::id());
+    stages::enter(Stage::Clock, options.stall.as_deref());
     clock::init(platform.hpet, platform.fadt.pm_timer);
+    stages::enter(Stage::Cpus, options.stall.as_deref());
     let Some(madt) = &platform.madt else {
         log::warn!("no MADT: one CPU, message-signalled interrupts alone");
         return;
     };
     ioapic::init(&madt.io_apics);
+    let others = || madt.cpus.iter().copied().filter(|&id| id != apic::id());
+    // Messages to APIC ID 255 go to all.
     let reach = if apic::is_x2apic() { u32::MAX } else { 254 };
-    let others = madt
-        .cpus
-        .iter()
-        .copied()
-        .filter(|&id| id != apic::id() && id <= reach);
-    let page = smp::TRAMPOLINE;
-    let has_page = info
-        .usable()
-        .any(|(start, end)| start <= page && page + 4096 <= end);
-    let mut wanted = options.cpus.saturating_sub(1);
-    if !has_page {
-        log::warn!("WARN the page at {page:#x} is not usable: one CPU");
-        wanted = 0;
+    let beyond = others().filter(|&id| id > reach).count();
+    if beyond > 0 {
+        log::warn!("WARN {beyond} CPUs left out: no x2APIC, and APIC IDs above {reach}");
     }
-    let started = smp::start_all(others.take(wanted));
+    let wanted = options.cpus.saturating_sub(1);
+    let within = others().filter(|&id| id <= reach).take(wanted);
+    let started = if smp::has_trampoline() {
+        smp::start_all(within, stages::progress)
+    } else {
+        log::warn!("WARN no usable page below 640 KiB on which CPUs could start: one CPU");
+        0
+    };
     log::info!("{} CPUs", started + 1);
 }
 
@@ -166,9 +179,11 @@ fn silence_8259() {
 
 /// Starts drivers, then the console.
 async fn first_task(options: &'static Options) {
+    stages::enter(Stage::Drivers, options.stall.as_deref());
     iommu::serve();
     drivers::probe_all().await;
     drivers::hotplug::start(Duration::from_millis(options.hotplug_window_ms));
+    stages::enter(Stage::Up, None);
     match options.run.as_deref() {
         Some(line) => shell::batch(line).await,
         None => match Input::open() {

@@ -62,6 +62,8 @@ pub struct Madt {
 }
 
 const HEADER: usize = 44;
+/// Bit 1, of CPUs that could be brought online as the machine runs, changes nothing: they are not there
+/// yet.
 const ENABLED: u32 = 1;
 /// No more CPUs are ever started; I/O APICs have IDs of 8 bits, legacy interrupts numbers up to 15.
 const CPUS_MAX: usize = 512;
@@ -145,6 +147,8 @@ mod tests {
             &[0, 8, 0, 0, 1, 0, 0, 0],
             &[0, 8, 1, 5, 1, 0, 0, 0],
             &[0, 8, 2, 6, 0, 0, 0, 0],
+            &[0, 8, 3, 7, 2, 0, 0, 0],
+            &[9, 16, 0, 0, 1, 1, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0],
             &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
             &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0],
             &[2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0],
@@ -170,6 +174,18 @@ mod tests {
         );
         assert_eq!(madt.isa(4), (4, Trigger::ISA));
         assert!(madt.has_8259);
+    }
+
+    #[test]
+    fn a_table_of_any_length_names_a_bounded_number() {
+        let entry = |id: u32| {
+            let mut entry = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+            entry[4..8].copy_from_slice(&id.to_le_bytes());
+            entry
+        };
+        let entries: Vec<_> = (0x100..0x1_0000).map(entry).collect();
+        let entries: Vec<_> = entries.iter().map(|entry| &entry[..]).collect();
+        assert_eq!(Madt::parse(&table(&entries)).cpus.len(), CPUS_MAX);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where the configuration spaces of PCI segments are mapped. PCI Firmware 3.3, 4.1.2.
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use super::bytes::{u8_at, u16_at, u64_at};
 
@@ -53,6 +54,21 @@ pub fn parse(table: &[u8]) -> Vec<EcamWindow> {
         .collect()
 }
 
+/// The buses of each segment that a scan goes over, each segment once: the windows of a segment may
+/// leave holes between them, where nothing answers. All buses of segment 0 are within reach, by the
+/// legacy ports where by no window.
+pub fn segments(windows: &[EcamWindow]) -> Vec<(u16, RangeInclusive<u8>)> {
+    let mut segments = alloc::vec![(0, 0..=u8::MAX)];
+    for window in windows {
+        let (first, last) = window.buses;
+        match segments.iter_mut().find(|known| known.0 == window.segment) {
+            Some((_, buses)) => *buses = first.min(*buses.start())..=last.max(*buses.end()),
+            None => segments.push((window.segment, first..=last)),
+        }
+    }
+    segments
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +88,19 @@ mod tests {
         let windows = parse(&table);
         assert_eq!(windows.len(), 2);
         assert_eq!(windows[1].buses, (16, 31));
+    }
+
+    #[test]
+    fn each_segment_is_scanned_once_and_the_first_one_always() {
+        let whole = (0, 0..=255);
+        let none = segments(&[]);
+        assert!(none == alloc::vec![whole.clone()], "{none:?}");
+        let mut table = alloc::vec![0; HEADER];
+        table.extend(entry(0xb000_0000, 1, 0x40, 0x7f));
+        table.extend(entry(0x40_0000_0000, 7, 0, 0));
+        table.extend(entry(0x80_0000_0000, 1, 0x10, 0x1f));
+        let expected = [whole, (1, 0x10..=0x7f), (7, 0..=0)];
+        assert_eq!(segments(&parse(&table)), expected);
     }
 
     #[test]

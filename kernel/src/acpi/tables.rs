@@ -47,6 +47,8 @@ pub struct Platform {
     pub fadt: Fadt,
     /// Sleep types of S5.
     pub s5: Option<(u8, u8)>,
+    /// Whether firmware's AML names an _OSC anywhere.
+    pub has_osc: bool,
     /// Remapping units; `None` without a DMAR.
     pub dmar: Option<vtd::Dmar>,
     /// Firmware's console.
@@ -55,6 +57,10 @@ pub struct Platform {
     pub hpet: Option<u64>,
     /// Signature, address and length of each table.
     pub list: Vec<([u8; 4], u64, usize)>,
+}
+
+fn names_osc(aml: &[u8]) -> bool {
+    aml.windows(4).any(|name| name == b"_OSC")
 }
 
 static PLATFORM: Once<Platform> = Once::new();
@@ -163,6 +169,7 @@ impl<M: Memory> Reader<'_, M> {
             && let Some(dsdt) = self.table(platform.fadt.dsdt, Some(b"DSDT"))
         {
             platform.s5 = s5_sleep_types(&dsdt);
+            platform.has_osc |= names_osc(&dsdt);
         }
     }
 
@@ -251,6 +258,7 @@ impl<M: Memory> Reader<'_, M> {
             b"SRAT" => platform.srat = Srat::parse(bytes),
             b"DMAR" => platform.dmar = Some(vtd::Dmar::parse(bytes)),
             b"SPCR" => platform.spcr = Spcr::parse(bytes),
+            b"SSDT" => platform.has_osc |= names_osc(bytes),
             b"FACP" => platform.fadt = Fadt::parse(bytes),
             // IA-PC HPET 1.0a, 3.2.4: a generic address at offset 40, of memory. There may be
             // several; one is enough.

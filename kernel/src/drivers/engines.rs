@@ -16,7 +16,7 @@ use spin::Mutex;
 use super::removal;
 use crate::iommu;
 use crate::pci::bus;
-use crate::task;
+use crate::{stages, task};
 
 /// The drivers, in the order in which they number their devices.
 const DRIVERS: [Driver; 2] = [Driver::Ioat, Driver::Edu];
@@ -127,6 +127,11 @@ fn driver_at(address: Address) -> Option<Driver> {
     Driver::of(&device.found.identity)
 }
 
+/// Whether there is a driver for such functions.
+pub fn takes(identity: &Identity) -> bool {
+    Driver::of(identity).is_some()
+}
+
 /// Whether there is a driver for the function at `address`.
 pub fn knows(address: Address) -> bool {
     driver_at(address).is_some()
@@ -142,6 +147,7 @@ pub async fn probe_all() {
     for driver in DRIVERS {
         for device in bus::devices() {
             if Driver::of(&device.found.identity) == Some(driver) {
+                stages::progress();
                 probe(device.found.address).await;
             }
         }

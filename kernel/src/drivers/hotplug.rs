@@ -13,6 +13,7 @@ use pciehp::{Card, Handle, How, Occupants, Options, Port, Slot, State};
 use spin::{Mutex, Once};
 
 use super::{engines, removal};
+use crate::acpi::tables::platform;
 use crate::iommu;
 use crate::pci::bus;
 use crate::task;
@@ -34,6 +35,20 @@ pub fn start(window: Duration) {
         ..Options::default()
     });
     bus::ports(None).into_iter().for_each(serve);
+    let slots = SLOTS.lock().len();
+    if slots > 0 {
+        log::info!("{slots} slots: {}", native());
+    }
+}
+
+/// On what terms slots are served. Firmware that has hot-plug in its own hands gives it away by _OSC
+/// (PCI Firmware 3.3, 4.5.1), a method in AML.
+pub fn native() -> &'static str {
+    if platform().has_osc {
+        "native hot-plug is taken unasked: firmware's _OSC is AML, which is not interpreted"
+    } else {
+        "native hot-plug is taken: firmware has no _OSC to ask"
+    }
 }
 
 /// The state of the slot of the port at `address`, if it is served.

@@ -15,5 +15,5 @@ pub mod removal;
 
 #[cfg(target_os = "none")]
 pub use engines::{
-    all, describe, doorbells, errata, fences, knows, name, probe_all, registers, vectors,
+    all, describe, doorbells, errata, fences, knows, name, probe_all, registers, takes, vectors,
 };

@@ -52,6 +52,8 @@ struct Binding {
 }
 
 static BINDINGS: Mutex<Vec<Binding>> = Mutex::new(Vec::new());
+/// Interrupts that came by a vector which is nobody's.
+static UNOWNED: AtomicUsize = AtomicUsize::new(0);
 /// Vectors go round the CPUs.
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
 
@@ -66,7 +68,7 @@ fn free_vector(bindings: &[Binding], highest_apic_id: u32) -> Option<Vector> {
     let cpu = next_cpu(highest_apic_id)?;
     Some(Vector {
         cpu: cpu.index(),
-        apic_id: cpu.apic_id,
+        apic_id: cpu.apic_id(),
         vector,
     })
 }
@@ -77,7 +79,7 @@ fn next_cpu(highest_apic_id: u32) -> Option<&'static PerCpu> {
     let start = NEXT_CPU.fetch_add(1, Ordering::Relaxed);
     (0..count)
         .filter_map(|n| percpu::get((start + n) % count))
-        .find(|cpu| cpu.online.load(Ordering::Acquire) && cpu.apic_id <= highest_apic_id)
+        .find(|cpu| cpu.online.load(Ordering::Acquire) && cpu.apic_id() <= highest_apic_id)
 }
 
 /// Binds `event` to a vector of its own, for a message-signalled interrupt that `sender` programs.
@@ -116,7 +118,7 @@ pub fn move_away(cpu: usize) -> Vec<u8> {
             let binding = &mut bindings[index];
             binding.vector = Vector {
                 cpu: target.index(),
-                apic_id: target.apic_id,
+                apic_id: target.apic_id(),
                 ..binding.vector
             };
             moved.push(binding.vector.vector);
@@ -247,7 +249,14 @@ pub fn tell_owners(cpu: &PerCpu) {
             bits &= bits - 1;
             match vector {
                 traps::NMI => {
-                    log::warn!("WARN non-maskable interrupt on CPU {}", cpu.index());
+                    // Bits 7 and 6 of the PC's status port B.
+                    let reason = match cpu.nmi_reason.load(Ordering::Relaxed) >> 6 {
+                        0 => "no reason given",
+                        1 => "I/O channel check",
+                        _ => "memory parity or SERR#",
+                    };
+                    let index = cpu.index();
+                    log::warn!("WARN non-maskable interrupt on CPU {index}: {reason}");
                 }
                 traps::TIMER => timers::rearm(cpu.index()),
                 traps::APIC_ERROR => {
@@ -263,6 +272,7 @@ fn tell(vector: u8) {
     let events: smallvec::SmallVec<[Arc<IrqEvent>; 4]> = {
         let mut bindings = BINDINGS.lock();
         let Some(binding) = bindings.iter_mut().find(|b| b.vector.vector == vector) else {
+            UNOWNED.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let level = binding.gsi.is_some_and(|(_, trigger)| trigger.level);
@@ -308,6 +318,33 @@ pub fn list() -> Vec<Line> {
             }),
         })
         .collect()
+}
+
+/// Interrupts that nobody asked for, on all CPUs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unasked {
+    /// Spurious ones of the local APICs.
+    pub spurious: u64,
+    /// By vectors that are nobody's.
+    pub unowned: usize,
+    /// Errors of the local APICs.
+    pub errors: u64,
+    /// Non-maskable ones.
+    pub nmi: u64,
+}
+
+/// How many interrupts came that nobody asked for.
+pub fn unasked() -> Unasked {
+    let sum = |vector: u8| {
+        let of = |cpu: &PerCpu| cpu.arrivals[usize::from(vector)].load(Ordering::Relaxed);
+        percpu::all().map(of).sum()
+    };
+    Unasked {
+        spurious: sum(traps::SPURIOUS),
+        unowned: UNOWNED.load(Ordering::Relaxed),
+        errors: sum(traps::APIC_ERROR),
+        nmi: sum(traps::NMI),
+    }
 }
 
 /// How many vectors are bound.

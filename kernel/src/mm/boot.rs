@@ -100,12 +100,10 @@ pub unsafe fn init(info: &BootInfo) -> Result<(), NoMemory> {
         )?;
         // The trampoline: written through the direct map, run through the identity mapping of the
         // boot tables. It enters the kernel's tables from the image.
-        map(
-            DIRECT + crate::arch::x86_64::smp::TRAMPOLINE,
-            crate::arch::x86_64::smp::TRAMPOLINE,
-            PAGE as u64,
-            Access::Write,
-        )?;
+        if let Some(page) = info.low_page() {
+            map(DIRECT + page, page, PAGE as u64, Access::Write)?;
+            crate::arch::x86_64::smp::set_trampoline(page);
+        }
         for (start, end) in usable(info) {
             map(DIRECT + start, start, end - start, Access::Write)?;
         }

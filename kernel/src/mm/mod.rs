@@ -13,6 +13,8 @@
 pub mod boot;
 #[cfg(any(test, target_os = "none"))]
 mod cache;
+#[cfg(target_os = "none")]
+pub mod copy;
 pub mod frames;
 #[cfg(target_os = "none")]
 pub mod heap;

@@ -28,7 +28,7 @@ struct Window {
 }
 
 impl Fabric {
-    /// Maps the windows. Without any, segment 0 is reached by the legacy ports.
+    /// Maps the windows. What of segment 0 lies in none is reached by the legacy ports.
     pub fn new(windows: &[EcamWindow]) -> Self {
         let windows = windows
             .iter()
@@ -56,18 +56,7 @@ impl Fabric {
         Self { windows }
     }
 
-    /// The buses of each segment that can be reached.
-    pub fn ranges(&self) -> Vec<(u16, RangeInclusive<u8>)> {
-        if self.windows.is_empty() {
-            return alloc::vec![(0, 0..=255)];
-        }
-        self.windows
-            .iter()
-            .map(|window| (window.segment, window.buses.clone()))
-            .collect()
-    }
-
-    /// Whether extended configuration space is within reach.
+    /// Whether extended configuration space is within reach, anywhere.
     pub fn is_ecam(&self) -> bool {
         !self.windows.is_empty()
     }
@@ -89,13 +78,11 @@ fn agrees(window: &Arc<PhysicalMapping>) -> bool {
 
 impl ConfigSpace for Fabric {
     fn config(&self, a: Address) -> Option<Config> {
-        if self.windows.is_empty() {
+        let covers =
+            |window: &&Window| window.segment == a.segment && window.buses.contains(&a.bus);
+        let Some(window) = self.windows.iter().find(covers) else {
             return (a.segment == 0).then(|| Config::new(Arc::new(Legacy { address: a })));
-        }
-        let window = self
-            .windows
-            .iter()
-            .find(|window| window.segment == a.segment && window.buses.contains(&a.bus))?;
+        };
         let start = (usize::from(a.bus - window.buses.start()) << 20)
             | (usize::from(a.device) << 15)
             | (usize::from(a.function) << 12);

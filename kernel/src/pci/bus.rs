@@ -18,9 +18,11 @@ use super::bars::{self, Bar};
 use super::interrupts::{self, FunctionInterrupts};
 use super::isolation;
 use super::scan::{self, ConfigSpace, Found, Header};
+use crate::acpi::mcfg;
 use crate::acpi::tables::platform;
 use crate::arch::x86_64::physical_address_bits;
 use crate::boot_info::BootInfo;
+use crate::drivers;
 use crate::events::{self, Event};
 use crate::iommu::{self, Remapping};
 use crate::mm::paging::Access;
@@ -107,7 +109,7 @@ fn root_windows(info: &BootInfo) -> Vec<Window> {
 
 impl Bus {
     fn scan(&mut self) {
-        for (segment, buses) in self.fabric.ranges() {
+        for (segment, buses) in mcfg::segments(&platform().ecam) {
             for found in scan::segment(&self.fabric, segment, *buses.start(), *buses.end()) {
                 self.admit(found);
             }
@@ -129,6 +131,14 @@ impl Bus {
         // shares its line.
         if found.header == Header::Endpoint {
             found.config.update_command(header::COMMAND_INTX_DISABLE, 0);
+            // Firmware may hand over an engine that runs. It reaches no memory until its driver has
+            // stopped it. Others stay as they are: firmware may need them, as for USB keyboards.
+            let on = found.config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER != 0;
+            if on && drivers::takes(&found.identity) {
+                found.config.set_bus_master(false);
+                let address = found.address;
+                log::info!("{address}: found with bus mastering on: cut off until it is stopped");
+            }
         }
         let device = Device {
             bars: bars::size(&found.config, count),
@@ -169,9 +179,7 @@ impl Bus {
         let above = port.above.first().and_then(|above| self.devices.get(above));
         let last = match above {
             Some(above) => above.found.bridge.map_or(0, |buses| buses.subordinate),
-            None => self
-                .fabric
-                .ranges()
+            None => mcfg::segments(&platform().ecam)
                 .into_iter()
                 .find(|(segment, _)| *segment == port.address.segment)
                 .map_or(0, |(_, buses)| *buses.end()),

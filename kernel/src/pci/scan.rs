@@ -291,7 +291,9 @@ fn write_buses(config: &Config, primary: u8, secondary: u8, subordinate: u8) {
 mod tests {
     use super::super::bars::tests::FakeFunction;
     use super::*;
+    use crate::acpi::mcfg::{self, EcamWindow};
     use alloc::collections::BTreeMap;
+    use alloc::string::ToString;
 
     struct Fabric(BTreeMap<(u8, u8, u8), Config>);
 
@@ -456,5 +458,76 @@ mod tests {
         // There are no more than 255.
         assert!(!widen(&mut ports[1], 255, |_| true));
         assert_eq!(ports[1].bridge.unwrap().secondary, 2);
+    }
+
+    /// Functions within reach of windows.
+    struct Windows {
+        functions: BTreeMap<(u16, u8, u8), Config>,
+        windows: Vec<EcamWindow>,
+    }
+
+    impl ConfigSpace for Windows {
+        fn config(&self, a: Address) -> Option<Config> {
+            let covers = |window: &EcamWindow| {
+                let (first, last) = window.buses;
+                window.segment == a.segment && (first..=last).contains(&a.bus)
+            };
+            if !self.windows.iter().any(covers) {
+                return None;
+            }
+            let there = self.functions.get(&(a.segment, a.bus, a.device));
+            let there = there.filter(|_| a.function == 0).cloned();
+            Some(there.unwrap_or_else(|| FakeFunction::config(&[(0, u32::MAX)], &[])))
+        }
+    }
+
+    #[test]
+    fn segments_are_apart_and_buses_in_holes_out_of_reach() {
+        let window = |segment, buses| EcamWindow {
+            base: 1 << 32,
+            segment,
+            buses,
+        };
+        let windows = [
+            window(0, (0, 255)),
+            window(1, (0x10, 0x1f)),
+            window(1, (0x40, 0x4f)),
+            window(7, (0, 0)),
+        ];
+        let functions = BTreeMap::from([
+            ((0, 0, 1), bridge(1, 1)),
+            ((0, 1, 0), endpoint(0x2021_8086)),
+            // A bridge that leads over the hole into the second window, and one into the hole.
+            ((1, 0x10, 0), bridge(0x40, 0x40)),
+            ((1, 0x10, 1), bridge(0x20, 0x2f)),
+            ((1, 0x20, 0), endpoint(0x2021_8086)),
+            ((1, 0x40, 0), endpoint(0x6f50_8086)),
+            // A root bus that no bridge leads to.
+            ((1, 0x4f, 3), endpoint(0x0b00_8086)),
+            // A bridge for which its segment has no bus left.
+            ((7, 0, 2), bridge(0, 0)),
+        ]);
+        let space = Windows {
+            functions,
+            windows: windows.to_vec(),
+        };
+        let mut found = Vec::new();
+        for (number, buses) in mcfg::segments(&space.windows) {
+            found.extend(segment(&space, number, *buses.start(), *buses.end()));
+        }
+        let places: Vec<_> = found.iter().map(|f| f.address.to_string()).collect();
+        let expected = [
+            "00:01.0",
+            "01:00.0",
+            "0001:10:00.0",
+            "0001:10:01.0",
+            "0001:40:00.0",
+            "0001:4f:03.0",
+            "0007:00:02.0",
+        ];
+        assert_eq!(places, expected);
+        let above = |index: usize| found[index].above.first().map(|a| (a.segment, a.bus));
+        assert_eq!([1, 4, 5].map(above), [Some((0, 0)), Some((1, 0x10)), None]);
+        assert_eq!(found[6].bridge, None);
     }
 }

@@ -165,7 +165,7 @@ fn schedule(runnable: Runnable<Meta>) {
     if !target.online.load(Ordering::SeqCst) {
         send_away(cpu);
     } else if cpu != percpu::current().index() && target.idle.swap(false, Ordering::SeqCst) {
-        apic::send(target.apic_id, traps::WAKE);
+        apic::send(target.apic_id(), traps::WAKE);
     }
 }
 

@@ -1,7 +1,11 @@
 //! The clock: the time-stamp counter, measured once against a timer of known rate.
 //!
 //! References, best first: HPET (IA-PC HPET 1.0a, 2.3), the ACPI PM timer (ACPI 6.5, 4.8.3.3), the
-//! PIT's channel 2, which every PC has.
+//! PIT's channel 2, which every PC has. Where none of them runs, what CPUID says of the TSC is
+//! believed, or a guess.
+//!
+//! All CPUs' counters are taken for one: a CPU whose counter differs noticeably is left out when it
+//! starts (`arch::smp`).
 
 use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -10,15 +14,25 @@ use core::time::Duration;
 use spin::Once;
 use x86_64::instructions::port::Port;
 
-use crate::arch::x86_64::{apic, tsc};
+use crate::arch::x86_64::{apic, tsc, tsc_khz};
 use crate::mm::paging::Access;
 use crate::mm::virt::PhysicalMapping;
 
 /// A counter of known rate.
 enum Reference {
-    Hpet { page: PhysicalMapping, femtos: u64 },
-    PmTimer { port: u16 },
+    Hpet {
+        page: PhysicalMapping,
+        femtos: u64,
+    },
+    PmTimer {
+        port: u16,
+    },
     Pit,
+    /// The TSC itself, as somebody says.
+    Tsc {
+        khz: u64,
+        who: &'static str,
+    },
 }
 
 const PM_TIMER_HZ: u64 = 3_579_545;
@@ -30,8 +44,12 @@ const PLAUSIBLE: RangeInclusive<u128> = (1 << 32) / 50..=20 << 32;
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds at [`BASE`].
 static OFFSET: AtomicU64 = AtomicU64::new(0);
-/// Nanoseconds in 2^32 ticks; until measured, as if the TSC ran at 2 GHz.
-static NANOS: AtomicU64 = AtomicU64::new(1 << 31);
+/// The rate of the TSC that is taken until it is measured, and where it cannot be.
+const GUESS_KHZ: u64 = 2_000_000;
+/// CPUID may say what is off by one in so many: it names rounded frequencies as well.
+const AGREEMENT: u64 = 20;
+/// Nanoseconds in 2^32 ticks.
+static NANOS: AtomicU64 = AtomicU64::new((1_000_000 << 32) / GUESS_KHZ);
 static SOURCE: Once<&'static str> = Once::new();
 
 impl Reference {
@@ -52,9 +70,10 @@ impl Reference {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Hpet { .. } => "HPET",
-            Self::PmTimer { .. } => "ACPI PM timer",
-            Self::Pit => "PIT",
+            Self::Hpet { .. } => "the HPET",
+            Self::PmTimer { .. } => "the ACPI PM timer",
+            Self::Pit => "the PIT",
+            Self::Tsc { who, .. } => who,
         }
     }
 
@@ -105,11 +124,26 @@ impl Reference {
                     command.write(0b1011_0000);
                     channel.write(ticks as u8);
                     channel.write((ticks >> 8) as u8);
+                    // It falls when the mode is set: where it is high, there is no PIT.
+                    if gate.read() & 0x20 != 0 {
+                        return None;
+                    }
                     while gate.read() & 0x20 == 0 && !expired() {
                         core::hint::spin_loop();
                     }
                 }
                 ticks * 1_000_000_000 / PIT_HZ
+            }
+            Self::Tsc { khz, .. } => {
+                let start = tsc();
+                let passed = || {
+                    let ticks = u128::from(tsc().wrapping_sub(start));
+                    (ticks * 1_000_000 / u128::from((*khz).max(1))) as u64
+                };
+                while passed() < nanos && !expired() {
+                    core::hint::spin_loop();
+                }
+                passed()
             }
         };
         (!expired()).then_some(passed)
@@ -123,11 +157,21 @@ pub fn start() {
 
 /// Measures the TSC and the local APIC's timer. Once, on the boot CPU.
 pub fn init(hpet: Option<u64>, pm_timer: Option<u16>) {
+    let said = tsc_khz();
     let references = [
         Reference::hpet(hpet),
         pm_timer.map(|port| Reference::PmTimer { port }),
+        Some(Reference::Pit),
+        said.map(|khz| Reference::Tsc {
+            khz,
+            who: "what CPUID says",
+        }),
+        Some(Reference::Tsc {
+            khz: GUESS_KHZ,
+            who: "nothing: it is a guess",
+        }),
     ];
-    for reference in references.into_iter().flatten().chain([Reference::Pit]) {
+    for reference in references.into_iter().flatten() {
         let start = tsc();
         let passed = apic::calibrate(|| reference.wait(MEASURE));
         let ticks = tsc().wrapping_sub(start).max(1);
@@ -144,9 +188,20 @@ pub fn init(hpet: Option<u64>, pm_timer: Option<u16>) {
             Ordering::Relaxed,
         );
         SOURCE.call_once(|| reference.name());
+        check(&reference, said);
         return;
     }
-    log::error!("no timer runs on this machine: the clock is a guess");
+}
+
+/// Says what is odd about the rate that was measured.
+fn check(reference: &Reference, said: Option<u64>) {
+    if let Reference::Tsc { who, .. } = reference {
+        log::warn!("WARN no timer runs on this machine: the clock's rate is {who}");
+    }
+    let (name, khz) = describe();
+    if let Some(said) = said.filter(|&said| khz.abs_diff(said) > said / AGREEMENT) {
+        log::warn!("WARN the TSC runs at {khz} kHz by {name}, CPUID says {said} kHz");
+    }
 }
 
 /// What the TSC was measured against, and its rate in kHz.
@@ -158,8 +213,12 @@ pub fn describe() -> (&'static str, u64) {
 /// Nanoseconds since [`start`]. Any context.
 pub fn now_ns() -> u64 {
     let ticks = tsc().wrapping_sub(BASE.load(Ordering::Relaxed));
-    let passed = ((u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed))) >> 32) as u64;
-    OFFSET.load(Ordering::Relaxed) + passed
+    OFFSET.load(Ordering::Relaxed) + ticks_to_ns(ticks)
+}
+
+/// The nanoseconds in so many ticks of the TSC.
+pub fn ticks_to_ns(ticks: u64) -> u64 {
+    ((u128::from(ticks) * u128::from(NANOS.load(Ordering::Relaxed))) >> 32) as u64
 }
 
 /// Waits without giving the CPU away.

@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "none")]
 pub mod clock;
+pub mod offset;
 pub mod queue;
 #[cfg(target_os = "none")]
 pub mod timers;

@@ -74,7 +74,7 @@ pub fn move_away(cpu: usize) {
     if !moved.is_empty() {
         TIMERS[other.index()].queue.lock().append(moved);
         // Its hardware is its own to arm: as if its timer had fired.
-        apic::send(other.apic_id, traps::TIMER);
+        apic::send(other.apic_id(), traps::TIMER);
     }
 }
 

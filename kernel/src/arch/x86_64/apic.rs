@@ -44,7 +44,7 @@ static PAGE: Once<PhysicalMapping> = Once::new();
 /// Timer ticks in 2^20 nanoseconds.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
-/// Whether registers are reached by MSR.
+/// Whether registers are reached by MSR: [`init`] on the boot CPU decides.
 pub fn is_x2apic() -> bool {
     !PAGE.is_completed()
 }
@@ -72,14 +72,18 @@ fn write(register: u32, value: u32) {
 pub fn init() {
     let mut base = Msr::new(IA32_APIC_BASE);
     // SAFETY: the MSR exists on every x86-64 CPU.
-    let mut value = unsafe { base.read() } | BASE_ENABLE;
-    // From disabled to x2APIC mode is two steps: Intel SDM volume 3, 11.12.5.
-    // SAFETY: enabling; no interrupt is expected yet.
-    unsafe { base.write(value) };
+    let found = unsafe { base.read() };
+    // From disabled to x2APIC mode is two steps, and none leads from there to the page of registers:
+    // firmware that has gone there has decided. Intel SDM volume 3, 11.12.5.
+    let mut value = found | BASE_ENABLE;
+    if value != found {
+        // SAFETY: enabling; no interrupt is expected yet.
+        unsafe { base.write(value) };
+    }
     let has_x2apic = CpuId::new()
         .get_feature_info()
         .is_some_and(|f| f.has_x2apic());
-    if has_x2apic {
+    if has_x2apic || found & BASE_X2APIC != 0 {
         value |= BASE_X2APIC;
     } else {
         let phys = value & 0x000f_ffff_ffff_f000;
@@ -90,15 +94,22 @@ pub fn init() {
             },
         );
     }
-    // SAFETY: enabling, in a mode that the CPU offers; no interrupt is expected yet.
-    unsafe { base.write(value) };
-    write(reg::PRIORITY, 0);
+    if value != found {
+        // SAFETY: enabling, in a mode that the CPU offers; no interrupt is expected yet.
+        unsafe { base.write(value) };
+    }
+    set_priority(0);
     write(reg::SPURIOUS, SOFTWARE_ENABLE | u32::from(traps::SPURIOUS));
     write(reg::ERROR_VECTOR, u32::from(traps::APIC_ERROR));
     write(reg::LINT0, MASKED);
     write(reg::LINT1, 0b100 << 8); // NMI, the usual wiring
     write(reg::TIMER, u32::from(traps::TIMER));
     write(reg::TIMER_DIVIDE, DIVIDE_BY_16);
+}
+
+/// Keeps away from this CPU what has a vector in or below the class of `vector`; 0 lets all through.
+pub fn set_priority(vector: u8) {
+    write(reg::PRIORITY, u32::from(vector & 0xf0));
 }
 
 /// This CPU's APIC ID.
@@ -135,15 +146,21 @@ pub fn calibrate(wait: impl FnOnce() -> Option<u64>) -> Option<u64> {
     Some(nanos)
 }
 
-/// Raises [`traps::TIMER`] on this CPU in `nanos` from now, or as late as the timer can count.
-/// `None` stops it.
+/// What the timer counts before its rate is known: from a fifth of a second to ten.
+const UNMEASURED: u32 = 1 << 24;
+
+/// Raises [`traps::TIMER`] on this CPU in `nanos` from now, or as late as the timer can count; in a
+/// while before its rate is known. `None` stops it.
 pub fn set_timer(nanos: Option<u64>) {
     let count = match nanos {
         None => 0,
-        Some(nanos) => {
-            let ticks = (u128::from(nanos) * u128::from(TICKS.load(Ordering::Relaxed))) >> 20;
-            u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
-        }
+        Some(nanos) => match TICKS.load(Ordering::Relaxed) {
+            0 => UNMEASURED,
+            rate => {
+                let ticks = (u128::from(nanos) * u128::from(rate)) >> 20;
+                u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
+            }
+        },
     };
     write(reg::TIMER_INITIAL, count);
 }

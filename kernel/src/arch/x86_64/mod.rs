@@ -3,6 +3,7 @@
 pub mod apic;
 pub mod gdt;
 pub mod ioapic;
+pub mod machine_check;
 pub mod percpu;
 pub mod smp;
 pub mod traps;
@@ -81,6 +82,49 @@ fn combine_writes() {
             pat.write(entries & !0xff00 | WRITE_COMBINING << 8);
         }
     }
+}
+
+/// What of this CPU is in use, as far as not every x86-64 CPU has it.
+pub fn features() -> impl Iterator<Item = &'static str> {
+    const IN_CR4: [(Cr4Flags, &str); 4] = [
+        (Cr4Flags::MACHINE_CHECK_EXCEPTION, "mce"),
+        (Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, "smep"),
+        (Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, "smap"),
+        (Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, "umip"),
+    ];
+    let cr4 = Cr4::read();
+    let others = [
+        (has_no_execute(), "nx"),
+        (has_gib_pages(), "1gib-pages"),
+        (apic::is_x2apic(), "x2apic"),
+        (has_invariant_tsc(), "invariant-tsc"),
+    ];
+    let in_cr4 = IN_CR4
+        .into_iter()
+        .map(move |(flag, name)| (cr4.contains(flag), name));
+    let all = in_cr4.chain(others);
+    all.filter_map(|(used, name)| used.then_some(name))
+}
+
+/// Whether the time-stamp counter runs at one rate, whatever the CPU does.
+pub fn has_invariant_tsc() -> bool {
+    CpuId::new()
+        .get_advanced_power_mgmt_info()
+        .is_some_and(|info| info.has_invariant_tsc())
+}
+
+/// The rate of the time-stamp counter in kHz, where CPUID tells: exactly, or as the base frequency.
+pub fn tsc_khz() -> Option<u64> {
+    let cpuid = CpuId::new();
+    let exact = cpuid
+        .get_tsc_info()
+        .and_then(|info| info.tsc_frequency())
+        .map(|hz| hz / 1000);
+    let base = || {
+        let info = cpuid.get_processor_frequency_info()?;
+        Some(u64::from(info.processor_base_frequency()) * 1000)
+    };
+    exact.or_else(base).filter(|&khz| khz > 0)
 }
 
 /// How many bits a physical address has.

@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{
-    AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
+    AtomicBool, AtomicIsize, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
 use hal::cpu::COUNTERS;
@@ -23,8 +23,7 @@ use super::gdt::Tables;
 pub struct PerCpu {
     this: *const PerCpu,
     index: usize,
-    /// The local APIC's ID.
-    pub apic_id: u32,
+    apic_id: AtomicU32,
     counters: Counters,
     /// Vectors whose handler ran and whose owners were not yet told: set by handlers, taken by
     /// the executor, both on this CPU.
@@ -39,8 +38,15 @@ pub struct PerCpu {
     pub running: AtomicBool,
     /// How far its start has come: see [`Claim`].
     pub claim: AtomicU8,
-    /// The time-stamp counter when it started.
-    pub started_at: AtomicU64,
+    /// The rounds of [`super::clocks`], by which who starts it compares its time-stamp counter:
+    /// asked by the former, answered by the CPU, which has read its counter before.
+    pub clock_asked: AtomicU64,
+    /// See [`PerCpu::clock_asked`].
+    pub clock_answered: AtomicU64,
+    /// See [`PerCpu::clock_asked`].
+    pub clock_read: AtomicU64,
+    /// What port 0x61 said at the last non-maskable interrupt: set by its handler on this CPU.
+    pub nmi_reason: AtomicU8,
     /// The last barrier this CPU went through; the initiator reads it.
     pub barrier_seen: AtomicU64,
     /// Its descriptor tables, once it has some.
@@ -75,7 +81,7 @@ impl PerCpu {
         Self {
             this: core::ptr::null(),
             index,
-            apic_id,
+            apic_id: AtomicU32::new(apic_id),
             counters: Counters([const { AtomicIsize::new(0) }; COUNTERS]),
             pending: [const { AtomicU64::new(0) }; 4],
             arrivals: [const { AtomicU64::new(0) }; 256],
@@ -85,10 +91,23 @@ impl PerCpu {
             tables: AtomicPtr::new(core::ptr::null_mut()),
             stack_top: AtomicU64::new(0),
             claim: AtomicU8::new(Claim::Waiting as u8),
-            started_at: AtomicU64::new(0),
+            clock_asked: AtomicU64::new(0),
+            clock_answered: AtomicU64::new(0),
+            clock_read: AtomicU64::new(0),
+            nmi_reason: AtomicU8::new(0),
             barrier_seen: AtomicU64::new(0),
             stack_bottom: AtomicUsize::new(0),
         }
+    }
+
+    /// The local APIC's ID.
+    pub fn apic_id(&self) -> u32 {
+        self.apic_id.load(Ordering::Relaxed)
+    }
+
+    /// Makes the block that of another CPU, before that has started.
+    pub fn set_apic_id(&self, apic_id: u32) {
+        self.apic_id.store(apic_id, Ordering::Relaxed);
     }
 
     /// Decides on the CPU's start, where that is open still; says whether this was the decision.
@@ -132,12 +151,6 @@ pub fn init_boot() {
     set_current(block);
 }
 
-/// Notes the boot CPU's APIC ID once it is known. Before other CPUs start.
-pub fn set_boot_apic_id(apic_id: u32) {
-    // SAFETY: one CPU runs, without a reference to the field.
-    unsafe { BOOT.apic_id = apic_id };
-}
-
 /// Makes a block for another CPU, findable by its number. The block is never freed.
 pub fn create(index: usize, apic_id: u32) -> &'static PerCpu {
     let block = Box::leak(Box::new(PerCpu::new(index, apic_id)));
@@ -151,6 +164,18 @@ fn publish(block: *mut PerCpu) {
     let index = unsafe { (*block).index };
     BLOCKS[index].store(block, Ordering::Release);
     POSSIBLE.fetch_max(index + 1, Ordering::Release);
+}
+
+/// Takes the block with the highest number out of sight again, whose CPU did not start. It stays
+/// valid. Nobody else starts CPUs meanwhile.
+pub fn withdraw(block: &PerCpu) {
+    POSSIBLE.store(block.index, Ordering::Release);
+    BLOCKS[block.index].store(core::ptr::null_mut(), Ordering::Release);
+}
+
+/// Makes `block`, which [`withdraw`] took out of sight, findable again.
+pub fn restore(block: &'static PerCpu) {
+    publish(block.this.cast_mut());
 }
 
 /// Makes `block` the running CPU's.

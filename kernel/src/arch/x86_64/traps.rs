@@ -8,15 +8,18 @@ use core::arch::global_asm;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU16, Ordering};
+use core::time::Duration;
 
 use x86_64::VirtAddr;
+use x86_64::instructions::port::Port;
 use x86_64::instructions::tables::lidt;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::{Entry, HandlerFunc};
 
-use super::{apic, gdt, ioapic, percpu, smp};
-use crate::stepping;
+use super::{apic, gdt, ioapic, machine_check, percpu, smp};
+use crate::time::clock;
+use crate::{stages, stepping};
 
 /// First vector for devices.
 pub const FIRST_DEVICE: u8 = 0x30;
@@ -36,6 +39,7 @@ pub const SPURIOUS: u8 = 0xff;
 const DEBUG: u64 = 1;
 const DOUBLE_FAULT: u64 = 8;
 const PAGE_FAULT: u64 = 14;
+const MACHINE_CHECK: u64 = 18;
 /// Non-maskable interrupts; pending like an interrupt, for the executor to report.
 pub const NMI: u8 = 2;
 
@@ -197,7 +201,7 @@ pub fn init() {
         let stack = match vector as u64 {
             vector if vector == u64::from(NMI) => gdt::IST_NMI,
             DOUBLE_FAULT => gdt::IST_DOUBLE_FAULT,
-            18 => gdt::IST_MACHINE_CHECK,
+            MACHINE_CHECK => gdt::IST_MACHINE_CHECK,
             _ => continue,
         };
         // SAFETY: `gdt::init` sets this stack up before interrupts are on.
@@ -236,6 +240,9 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
         BARRIER => smp::barrier_answer(cpu),
         WAKE => {}
         _ => {
+            if vector == TIMER && cpu.index() == 0 {
+                stages::tick(frame);
+            }
             let level = LEVEL[usize::from(vector)].load(Ordering::Acquire);
             if level != 0 {
                 ioapic::mask_in_interrupt(level - 1);
@@ -284,7 +291,18 @@ fn exception(frame: &mut TrapFrame) {
         }
         // Whatever was interrupted may hold any lock: the executor reports it.
         vector if vector == u64::from(NMI) => {
+            cpu.arrivals[usize::from(NMI)].fetch_add(1, Ordering::Relaxed);
+            // SAFETY: reading the PC's status port B has no side effect.
+            let reason = unsafe { Port::<u8>::new(0x61).read() };
+            cpu.nmi_reason.store(reason, Ordering::Relaxed);
             cpu.pending[0].fetch_or(1 << NMI, Ordering::Release);
+        }
+        MACHINE_CHECK => {
+            // Those that know more go first.
+            if !machine_check::is_told_here() {
+                clock::spin_for(Duration::from_millis(100));
+            }
+            crate::panic::exception(frame, format_args!("{}", machine_check::Report))
         }
         _ => crate::panic::exception(frame, format_args!("{name}, error {:#x}", frame.error)),
     }

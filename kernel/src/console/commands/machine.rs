@@ -11,10 +11,10 @@ use x86_64::registers::model_specific::Efer;
 
 use super::{CommandResult, flag, no_arguments};
 use crate::acpi::tables::{self, platform};
-use crate::arch::x86_64::{apic, percpu};
+use crate::arch::x86_64::{self as arch, apic, percpu};
 use crate::boot_info::RegionKind;
 use crate::cpus as hotplug;
-use crate::mm::{PAGE, frames, heap};
+use crate::mm::{PAGE, copy, frames, heap};
 use crate::time::{clock, timers};
 use crate::{irq, logging, numa, power, task};
 
@@ -27,9 +27,14 @@ pub(super) fn version(args: &[String]) -> CommandResult {
         crate::boot_protocol()
     );
     crate::println!(
-        "clock: TSC at {}.{:03} MHz, measured against the {source}; up {} ms",
+        "clock: TSC at {}.{:03} MHz{}, measured against {source}; up {} ms",
         khz / 1000,
         khz % 1000,
+        if arch::has_invariant_tsc() {
+            ""
+        } else {
+            " (not said to be invariant)"
+        },
         clock::now_ns() / 1_000_000
     );
     if let Some(boot) = crate::boot_info() {
@@ -58,10 +63,16 @@ pub(super) fn cpus(args: &[String]) -> CommandResult {
         crate::println!(
             "cpu{} apic={:#x}{node} {} polls={polls} sleeps={sleeps}",
             cpu.index(),
-            cpu.apic_id,
+            cpu.apic_id(),
             if up { "online" } else { "offline" },
         );
     }
+    let features: Vec<_> = arch::features().collect();
+    crate::println!(
+        "cpus: features={} copies={}",
+        features.join(","),
+        copy::unit()
+    );
     let mode = if apic::is_x2apic() { "x2apic" } else { "xapic" };
     crate::println!(
         "cpus: online={online} found={} mode={mode}",
@@ -207,10 +218,15 @@ pub(super) fn irqs(args: &[String]) -> CommandResult {
             None => crate::println!(" message"),
         }
     }
+    let unasked = irq::unasked();
     crate::println!(
-        "irqs: vectors={} timers={}",
+        "irqs: vectors={} timers={} spurious={} unowned={} errors={} nmi={}",
         irq::bound(),
-        timers::pending()
+        timers::pending(),
+        unasked.spurious,
+        unasked.unowned,
+        unasked.errors,
+        unasked.nmi
     );
     Ok(())
 }

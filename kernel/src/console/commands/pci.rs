@@ -118,6 +118,9 @@ pub(super) fn slots(args: &[String]) -> CommandResult {
             None => crate::println!("{slot}"),
         }
     }
+    if slots.iter().any(|slot| slot.hotplug) {
+        crate::println!("slots: {}", hotplug::native());
+    }
     crate::println!("slots: {}", slots.len());
     Ok(())
 }
