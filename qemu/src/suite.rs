@@ -79,6 +79,8 @@ const PHASES: [(&str, &[&str]); 6] = [
             "removal",
             "--test",
             "slots",
+            "--test",
+            "yank",
             "--",
             "--test-threads=2",
         ],

@@ -78,6 +78,32 @@ fn an_engine_that_comes_back_gets_a_fresh_domain() {
     }
 }
 
+/// What an engine that vanishes had is mapped for the other one, in its domain. Both ask QEMU's IOMMU
+/// for every byte, and no address of one is the other's: what was not mapped anew would be a fault.
+#[test]
+fn work_that_fails_over_is_mapped_anew_in_the_other_engines_domain() {
+    let dmatest = "dmatest channel=dma0chan0 iterations=60 threads_per_chan=4 test_buf_size=8192";
+    let ended = bench().run(
+        &format!("{dmatest}; iommu; audit"),
+        &[ON, ("FAULT", "ioat0:allones@50 dma=messages")],
+    );
+    ended.expect_success();
+    let passed = |line: &&&str| line.contains("summary 60 tests, 0 failures");
+    let lines = ended.output_of(dmatest);
+    assert_eq!(lines.iter().filter(passed).count(), 4, "{}", ended.all());
+    let hot = ended.lines_starting("hot: 01:00.0 detached ");
+    assert_eq!(hot.len(), 1, "{}", ended.all());
+    let (failed_over, lost) = (number(hot[0], "failed_over"), number(hot[0], "lost"));
+    assert!(failed_over > 0 && lost == 0, "{}", hot[0]);
+    assert!(ended.stats(1).get("descriptors") >= failed_over);
+    let all = line(&ended, "iommu", "iommu: ");
+    let left = (number(all, "pages"), number(all, "faults"));
+    assert_eq!(left, (0, 0), "{all}");
+    let audit = line(&ended, "audit", "audit: ");
+    let left = (number(audit, "iova"), number(audit, "leaked"));
+    assert_eq!(left, (0, 0), "{audit}");
+}
+
 /// Off means off: the machine has a unit, and the kernel leaves it alone.
 #[test]
 fn off_means_off() {
