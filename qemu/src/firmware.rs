@@ -41,6 +41,14 @@ pub fn prepare(root: &Path, settings: &Settings, run_dir: &RunDir) -> Result<Vec
     ))
 }
 
+/// Fetches what is missing for machines that boot by their firmware.
+pub fn fetch(root: &Path) -> Result<(), Failure> {
+    for script in ["qemu/get-grub.sh", "qemu/get-ovmf.sh"] {
+        script_output(&root.join(script), &[])?;
+    }
+    Ok(())
+}
+
 /// QEMU's arguments: flash, medium, words for the kernel.
 fn arguments(settings: &Settings, flash: Option<(&Path, &Path)>) -> Vec<String> {
     let mut args = Vec::new();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Failure};
+use crate::firmware;
 use crate::qemu;
 use crate::scenario::CONFINED;
 use crate::tally::Counter;
@@ -93,6 +94,8 @@ const CONFINED_PHASE: &str = "machines with an IOMMU";
 pub fn run(root: &Path, allowed_skips: u64) -> Result<bool, Failure> {
     // Fetched once where it is missing: what that says belongs to no test.
     qemu::find(root, std::env::var("QEMU").ok().as_deref())?;
+    // Without it tests are skipped, and say so themselves.
+    let _ = firmware::fetch(root);
     let mut counter = Counter::default();
     for (name, args) in PHASES {
         say(&format!("== {name}: cargo {}\n", args.join(" ")))?;
