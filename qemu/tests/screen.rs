@@ -107,6 +107,20 @@ fn screen_and_keyboard_are_console_enough() {
         .unwrap();
     assert_shows(&await_prompt(&mut screen), &echo);
 
+    // What is long comes in pages, which a key turns and Ctrl-C ends.
+    screen.type_line(PROMPT, "report", PATIENCE).unwrap();
+    let more = format!("-- more: press a key, or wait --{CURSOR}");
+    let page = screen
+        .await_lines(PATIENCE, |lines| lines.contains(&more))
+        .unwrap();
+    assert_shows(&page, "=== longshore report begin");
+    screen.press(&["spc"]).unwrap();
+    screen
+        .await_lines(PATIENCE, |lines| *lines != *page && lines.contains(&more))
+        .unwrap();
+    screen.press(&["ctrl", "c"]).unwrap();
+    assert_shows(&await_prompt(&mut screen), "error: interrupted");
+
     // A panic is seen, with nothing but the screen to show it.
     screen.type_line(PROMPT, "crash panic", PATIENCE).unwrap();
     let ended = |lines: &[String]| lines.iter().any(|line| line.trim() == "halted");

@@ -90,9 +90,11 @@ impl Input {
                 self.ahead.drain(..=at);
                 return;
             }
+            let before = self.ahead.len();
             self.receive().await;
-            if pages::turn() {
-                self.ahead.pop_back();
+            let stops = self.ahead.range(before..).any(|&byte| byte == 3);
+            if !stops && pages::turn() {
+                self.ahead.truncate(before);
             }
         }
     }

@@ -33,11 +33,20 @@ impl Pages {
             true => (0, 0),
             false => screen::console::size(),
         };
-        Self {
+        let pages = Self {
             columns: columns.max(1),
-            // The last one says that there is more.
-            rows: rows.saturating_sub(1),
+            // The last one says that there is more; others may print some lines in between.
+            rows: rows.saturating_sub(3),
             printed: 0,
+        };
+        pages.clear();
+        pages
+    }
+
+    /// A page begins at the top.
+    fn clear(&self) {
+        if self.rows > 0 {
+            crate::print!("\x1b[2J\x1b[H");
         }
     }
 
@@ -50,7 +59,9 @@ impl Pages {
                 crate::print!("-- more: press a key, or wait --");
                 // Late is as good as never.
                 let _ = timeout(STAYS, key()).await;
+                WAITING.store(false, Ordering::Release);
                 crate::print!("\r\x1b[K");
+                self.clear();
                 self.printed = 0;
             }
             crate::println!("{line}");

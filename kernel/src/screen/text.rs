@@ -129,6 +129,8 @@ impl Text {
     fn sequence(&mut self, last: u8, number: usize) {
         match (last, number) {
             (b'J', 2) => {
+                // What was there can be looked for.
+                self.scroll(self.y + 1);
                 for y in 0..self.rows {
                     self.line_mut(y).fill(BLANK);
                 }
@@ -151,16 +153,21 @@ impl Text {
             self.y += 1;
             return;
         }
-        self.top = (self.top + self.step) % self.lines();
-        self.above = (self.above + self.step).min(HISTORY);
-        // Who looks back goes on seeing the same lines, as long as they are kept.
-        if self.back > 0 {
-            self.back = (self.back + self.step).min(self.above);
-        }
+        self.scroll(self.step);
         for y in self.rows - self.step..self.rows {
             self.line_mut(y).fill(BLANK);
         }
         self.y = self.rows - self.step;
+    }
+
+    /// Has lines leave at the top.
+    fn scroll(&mut self, lines: usize) {
+        self.top = (self.top + lines) % self.lines();
+        self.above = (self.above + lines).min(HISTORY);
+        // Who looks back goes on seeing the same lines, as long as they are kept.
+        if self.back > 0 {
+            self.back = (self.back + lines).min(self.above);
+        }
     }
 
     /// The cursor's column, which is the last one where a line is full.
@@ -288,6 +295,8 @@ mod tests {
         assert_eq!(seen(&text)[0], ">");
         text.write(b"x\x1b[2J\x1b[Htop");
         assert_eq!(seen(&text), ["top", "", ""]);
+        assert!(text.look(true));
+        assert_eq!(seen(&text), ["> x", "top", ""]);
     }
 
     #[test]
