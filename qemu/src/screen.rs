@@ -181,7 +181,8 @@ impl Screen {
         let deadline = Instant::now() + patience;
         loop {
             let lines = self.lines()?;
-            if wanted(&lines) {
+            // A picture may be taken while it is drawn: two alike are whole.
+            if wanted(&lines) && self.lines()? == lines {
                 return Ok(lines);
             }
             if Instant::now() >= deadline {
