@@ -426,6 +426,12 @@ pub fn skip(name: &str, reason: &str) {
     let _ = writeln!(std::io::stdout(), "\nSKIP {name}: {reason}");
 }
 
+/// Prints `LEFT OUT name: reason` past the capture: what this way of running the tests is not for,
+/// and another is.
+pub fn left_out(name: &str, reason: &str) {
+    let _ = writeln!(std::io::stdout(), "\nLEFT OUT {name}: {reason}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
