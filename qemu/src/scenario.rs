@@ -6,13 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::child;
 use crate::console::PROMPT;
+use crate::firmware;
 use crate::run_dir::RunDir;
 use crate::transcript::Transcript;
 
@@ -424,6 +425,20 @@ pub fn number(line: &str, name: &str) -> u64 {
 /// Prints `SKIP name: reason` past the test program's capture, so that the suite counts it.
 pub fn skip(name: &str, reason: &str) {
     let _ = writeln!(std::io::stdout(), "\nSKIP {name}: {reason}");
+}
+
+/// Whether there is what machines boot by their firmware with, found or fetched; else `test` is
+/// skipped.
+pub fn can_boot(bench: &Bench, test: &str) -> bool {
+    static FETCHED: OnceLock<bool> = OnceLock::new();
+    let fetched = *FETCHED.get_or_init(|| firmware::fetch(bench.root()).is_ok());
+    if !fetched {
+        skip(
+            test,
+            "neither found nor fetched: GRUB's tools, or UEFI for QEMU",
+        );
+    }
+    fetched
 }
 
 /// Prints `LEFT OUT name: reason` past the capture: what this way of running the tests is not for,

@@ -8,28 +8,15 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use longshore_qemu::qmp::Qmp;
-use longshore_qemu::scenario::{Bench, Ended, PATIENCE, field, skip};
+use longshore_qemu::scenario::{Bench, Ended, PATIENCE, can_boot, field};
 use longshore_qemu::transcript::Transcript;
-use longshore_qemu::{child, firmware, iso, qemu};
+use longshore_qemu::{child, iso, qemu};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
-}
-
-/// Whether there is what machines boot by their firmware with; else it is said what cannot run.
-fn can_boot(test: &str) -> bool {
-    static FETCHED: LazyLock<bool> = LazyLock::new(|| firmware::fetch(bench().root()).is_ok());
-    if !*FETCHED {
-        skip(
-            test,
-            "neither found nor fetched: GRUB's tools, or UEFI for QEMU",
-        );
-    }
-    *FETCHED
 }
 
 /// An engine at `address` copies, leaves while a client uses it, and comes back: nothing fails, nothing is
@@ -91,7 +78,7 @@ fn works(address: &str, variables: &[(&str, &str)]) -> Ended {
 
 #[track_caller]
 fn by_firmware(firmware: &str, media: &str) {
-    if !can_boot(&format!("the image by {firmware} from {media}")) {
+    if !can_boot(&bench(), &format!("the image by {firmware} from {media}")) {
         return;
     }
     let ended = works("01:00.0", &[("FIRMWARE", firmware), ("MEDIA", media)]);
@@ -130,7 +117,7 @@ fn uefi_boots_the_image_from_a_usb_stick() {
 
 #[test]
 fn words_reach_the_kernel_as_they_were_given() {
-    if !can_boot("words for the kernel") {
+    if !can_boot(&bench(), "words for the kernel") {
         return;
     }
     let append = r#"bogus='it\'s' loglevel=loud run="version; dmatest bogus=\"$a\"""#;
@@ -151,7 +138,7 @@ fn words_reach_the_kernel_as_they_were_given() {
 /// while the first one boots.
 #[test]
 fn the_menu_boots_what_is_chosen_or_the_first() {
-    if !can_boot("the menu") {
+    if !can_boot(&bench(), "the menu") {
         return;
     }
     let bench = bench();
@@ -195,7 +182,7 @@ fn an_i440fx_has_no_extended_configuration_space() {
         assert!(audit[0].starts_with("audit: chans=0 ") && audit[0].ends_with("leaked=0"));
     }
     for firmware in ["direct", "bios"] {
-        if firmware == "bios" && !can_boot("an i440fx by its BIOS") {
+        if firmware == "bios" && !can_boot(&bench(), "an i440fx by its BIOS") {
             return;
         }
         let pc = [("MACHINE", "pc"), ("CBVER", "3.4"), ("FIRMWARE", firmware)];
@@ -229,7 +216,7 @@ fn cpus_old_and_new() {
         assert_eq!(modes(&ended).0, mode, "{model}");
     }
     // By firmware as well, which has its own ideas of a CPU's features.
-    if can_boot("an old CPU by its BIOS") {
+    if can_boot(&bench(), "an old CPU by its BIOS") {
         works("01:00.0", &[("CPU", "Opteron_G1"), ("FIRMWARE", "bios")]);
     }
 }
@@ -241,7 +228,7 @@ fn with_and_without_x2apic_and_hpet() {
         ("off", "on", "direct", ("xapic", "HPET")),
         ("off", "off", "uefi", ("xapic", "ACPI PM timer")),
     ] {
-        if firmware == "uefi" && !can_boot("UEFI without x2APIC and HPET") {
+        if firmware == "uefi" && !can_boot(&bench(), "UEFI without x2APIC and HPET") {
             return;
         }
         let settings = [("X2APIC", x2apic), ("HPET", hpet), ("FIRMWARE", firmware)];
@@ -269,7 +256,7 @@ exec "$REAL_QEMU" "${args[@]}" -qmp "unix:$(dirname "$0")/own,server=on,wait=on"
     let run = "run=\"dmatest iterations=20; pci remove 01:00.0; dmatest iterations=20; pci rescan; \
                dmatest channel=dma0chan0 iterations=20\"";
     for firmware in ["direct", "bios"] {
-        if firmware == "bios" && !can_boot("a BIOS without a serial port") {
+        if firmware == "bios" && !can_boot(&bench, "a BIOS without a serial port") {
             return;
         }
         let name = format!("longshore-mute-{firmware}-{}", std::process::id());

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use longshore_qemu::console::PROMPT;
-use longshore_qemu::scenario::{Bench, Machine, PATIENCE, skip};
+use longshore_qemu::qemu;
+use longshore_qemu::scenario::{Bench, Machine, PATIENCE, can_boot};
 use longshore_qemu::screen::{CURSOR, Screen, UNKNOWN};
-use longshore_qemu::{firmware, qemu};
 
 fn bench() -> Bench {
     Bench::new(env!("CARGO_BIN_EXE_longshore-qemu"))
@@ -52,21 +52,9 @@ fn assert_shows(lines: &[String], wanted: &str) {
     assert!(found, "no {wanted:?} on the screen:\n{}", lines.join("\n"));
 }
 
-/// Whether there is what machines boot by their firmware with; else it is said what cannot run.
-fn can_boot(test: &str) -> bool {
-    let fetched = firmware::fetch(bench().root()).is_ok();
-    if !fetched {
-        skip(
-            test,
-            "neither found nor fetched: GRUB's tools, or UEFI for QEMU",
-        );
-    }
-    fetched
-}
-
 #[test]
 fn screen_and_keyboard_are_console_enough() {
-    if !can_boot("screen and keyboard by BIOS") {
+    if !can_boot(&bench(), "screen and keyboard by BIOS") {
         return;
     }
     let machine = bench().start(&[
@@ -150,7 +138,7 @@ fn screen_and_keyboard_are_console_enough() {
 
 #[test]
 fn the_screen_shows_what_the_serial_port_says() {
-    if !can_boot("the screen by UEFI") {
+    if !can_boot(&bench(), "the screen by UEFI") {
         return;
     }
     let mut machine = bench().start(&[("FIRMWARE", "uefi"), ("SCREEN", "on"), ("IOAT", "1")]);

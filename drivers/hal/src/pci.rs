@@ -308,6 +308,7 @@ mod tests {
 
     fn space(len: usize, bytes: &[(usize, u8)]) -> Config {
         let mut space = alloc::vec![0; len];
+        space[header::VENDOR] = 1;
         space[header::STATUS] = header::STATUS_CAPABILITIES as u8;
         for &(offset, value) in bytes {
             space[offset] = value;
@@ -339,6 +340,7 @@ mod tests {
     fn an_absent_function_has_no_capabilities() {
         let config = Config::new(Arc::new(Bytes(alloc::vec![0xff; 4096])));
         assert!(!config.is_present());
+        assert!(!space(256, &[(header::VENDOR, 0)]).is_present());
         assert!(!config.set_bus_master(false));
         assert_eq!(config.capabilities().count(), 0);
         assert_eq!(config.extended_capabilities().count(), 0);

@@ -38,7 +38,8 @@ pub fn holds_table(info: &BootInfo, at: u64, len: u64) -> bool {
 
 /// Whether a device may have registers in the pages of the `len` bytes at `at`.
 pub fn holds_registers(info: &BootInfo, at: u64, len: u64) -> bool {
-    let Some(range) = range(at & !(PAGE - 1), len + at % PAGE) else {
+    let whole = len.checked_add(at % PAGE);
+    let Some(range) = whole.and_then(|len| range(at & !(PAGE - 1), len)) else {
         return false;
     };
     let memory = info.regions().iter().filter(|region| {
@@ -101,6 +102,7 @@ mod tests {
         assert!(!holds(0xfff_f000, 4096) && !holds(0x1000_8000, 4096));
         assert!(holds(0x1001_0000, 4096), "reserved is what many are");
         assert!(!holds(0x2000_0000, u64::MAX - 0x2000_0000), "around all");
+        assert!(!holds(0x2000_0001, u64::MAX), "beyond the end");
         assert!(!holds(0xfee0_0400, 1) && !holds(0xf000_0000, 1 << 28));
         // What shares a page with memory is mapped with it.
         let mut info = info();
