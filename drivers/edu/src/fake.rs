@@ -279,6 +279,7 @@ impl ConfigOps for Space {
 
     fn read(&self, offset: usize, width: Width) -> u32 {
         match (offset, width) {
+            (header::VENDOR, Width::B2) => VENDOR.into(),
             (header::COMMAND, Width::B2) => self.0.lock().pci_command.into(),
             _ => 0,
         }

@@ -396,9 +396,12 @@ fn an_engine_whose_configuration_space_answers_is_cut_off_there() {
     driven.rig.tricks.deaf.store(true, Ordering::Relaxed);
     assert!(lost(&driven));
     let tricks = driven.rig.tricks.clone();
+    let driver = driven.driver;
+    let removal = thread::spawn(move || removed(driver));
     // It stops between two pieces of a copy, and here is only one.
+    until("the end of bus mastering", || !driven.rig.bus_master());
     tricks.release.store(true, Ordering::Relaxed);
-    let removal = driven.remove();
+    let removal = removal.join().unwrap();
     assert_eq!((removal.by_cpu, removal.lost), (1, 0));
     assert_eq!(ended(copy, 7).0, Ok(()));
     assert_eq!(tricks.isolations.load(Ordering::Relaxed), 0);
