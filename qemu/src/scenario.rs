@@ -287,7 +287,8 @@ impl Machine {
         let lines = self.command(command, PATIENCE);
         assert!(
             lines.iter().any(|line| line == "ok"),
-            "{command}: {lines:#?}"
+            "{command}: {lines:#?}\n{}",
+            self.so_far()
         );
         lines
     }

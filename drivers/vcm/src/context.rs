@@ -88,7 +88,7 @@ impl Vcm {
     pub fn new(name: impl Into<String>, mmu: Arc<dyn Mmu>) -> Option<Arc<Self>> {
         let sizes = mmu.page_sizes();
         let page = sizes.sizes().next()?;
-        let space = Space::new(mmu.range(), page);
+        let space = Space::new(mmu.range(), page, mmu.gap());
         if space.all().is_empty() {
             return None;
         }

@@ -38,6 +38,12 @@ pub trait Mmu: Send + Sync {
     /// The addresses that it translates.
     fn range(&self) -> Range<u64>;
 
+    /// Bytes, whole pages, that stay unmapped behind each reservation: who runs over its end, or over the
+    /// next one's beginning, meets nothing.
+    fn gap(&self) -> u64 {
+        0
+    }
+
     /// Where this memory must be mapped, if the unit leaves no choice.
     fn fixed(&self, _phys: u64) -> Option<u64> {
         None

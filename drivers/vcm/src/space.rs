@@ -1,22 +1,24 @@
 //! Free addresses.
 //!
 //! A tree of free ranges by address, which merges neighbours, and one by size, which finds the
-//! smallest that fits: both in logarithmic time. Before them stand short stacks of ranges of a few
-//! pages, one for each size: transfers take and give the same sizes all the time, and find what was
-//! given last by a push and a pop. What is in a stack is free: when the trees have nothing, the
-//! stacks are emptied into them.
+//! smallest that fits: both in logarithmic time. Before them stand short queues of ranges of a few
+//! pages, one for each size: transfers take and give the same sizes all the time, by a push and a pop.
+//! What is in a queue is free, and rests: a range is somebody's again after so many others of its size
+//! have been given, so that a device that is late meets nothing there. When the trees have nothing, the
+//! queues are emptied into them.
 
-use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::vec::Vec;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::array;
 use core::ops::Range;
 
 use crate::pages::PageSize;
 
-/// Ranges of up to so many pages are kept in stacks.
-const STACKED: usize = 16;
-/// How many a stack keeps.
-const DEPTH: usize = 64;
+/// Ranges of up to so many pages are kept in queues: 64 KiB that begin within a page, and a gap.
+const QUEUED: usize = 18;
+/// How many a queue keeps at most.
+const DEPTH: usize = 128;
+/// How many rest in it while there are others.
+const RESTING: usize = 64;
 /// How many ranges that are long enough, but may lie badly, are tried before a longer one is taken.
 const TRIES: usize = 8;
 
@@ -24,20 +26,23 @@ const TRIES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Space {
     page: PageSize,
+    /// Bytes behind each range that are nobody's while it is taken.
+    gap: u64,
     /// All that there are.
     all: Range<u64>,
     /// Start and end; neighbours are merged.
     by_start: BTreeMap<u64, u64>,
     /// The same ranges: length and start.
     by_len: BTreeSet<(u64, u64)>,
-    /// Starts of free ranges of one page, of two, and so on.
-    stacks: [Vec<u64>; STACKED],
+    /// Starts of free ranges of one page, of two, and so on, what was given first in front.
+    queues: [VecDeque<u64>; QUEUED],
     taken: u64,
 }
 
 impl Space {
-    /// All whole pages of `range` are free.
-    pub(crate) fn new(range: Range<u64>, page: PageSize) -> Self {
+    /// All whole pages of `range` are free. Behind what is taken of them `gap` bytes, whole pages, stay
+    /// unused.
+    pub(crate) fn new(range: Range<u64>, page: PageSize, gap: u64) -> Self {
         let bytes = page.bytes();
         let start = range.start.checked_next_multiple_of(bytes);
         let end = range.end & !(bytes - 1);
@@ -46,10 +51,11 @@ impl Space {
             .map_or(0..0, |start| start..end);
         let mut space = Self {
             page,
+            gap,
             all: all.clone(),
             by_start: BTreeMap::new(),
             by_len: BTreeSet::new(),
-            stacks: array::from_fn(|_| Vec::new()),
+            queues: array::from_fn(|_| VecDeque::new()),
             taken: 0,
         };
         if !all.is_empty() {
@@ -72,59 +78,65 @@ impl Space {
     /// pages, `len` is not 0, and `align` is a power of two above `offset`.
     #[inline]
     pub(crate) fn take(&mut self, len: u64, align: u64, offset: u64) -> Option<Range<u64>> {
-        if align <= self.page.bytes()
-            && let Some(stack) = self.stack(len)
-            && let Some(start) = stack.pop()
-        {
-            self.taken += len;
-            return Some(start..start + len);
-        }
-        self.search(len, align, offset)
+        let whole = len.checked_add(self.gap)?;
+        let anywhere = align <= self.page.bytes();
+        let queue = self.queue(whole).filter(|_| anywhere);
+        let rested = queue.filter(|queue| queue.len() > RESTING);
+        let start = match rested.and_then(VecDeque::pop_front) {
+            Some(start) => start,
+            None => self.search(whole, align, offset)?,
+        };
+        self.taken += len;
+        Some(start..start + len)
     }
 
     /// Takes back what was taken.
     #[inline]
     pub(crate) fn give(&mut self, range: Range<u64>) {
-        let len = range.end - range.start;
-        self.taken -= len;
-        if let Some(stack) = self.stack(len)
-            && stack.len() < DEPTH
+        self.taken -= range.end - range.start;
+        let whole = range.start..range.end + self.gap;
+        let len = whole.end - whole.start;
+        let Some(queue) = self.queue(len) else {
+            return self.insert(whole);
+        };
+        debug_assert!(!queue.contains(&range.start), "{range:#x?} is free");
+        queue.push_back(range.start);
+        if queue.len() > DEPTH
+            && let Some(start) = queue.pop_front()
         {
-            debug_assert!(!stack.contains(&range.start), "{range:#x?} is free");
-            stack.push(range.start);
-        } else {
-            self.insert(range);
+            self.insert(start..start + len);
         }
     }
 
     /// Takes exactly `range`; whether it was free as a whole.
     pub(crate) fn take_at(&mut self, range: Range<u64>) -> bool {
-        self.unstack();
+        self.empty_queues();
         let below = self.by_start.range(..=range.start).next_back();
-        let Some((start, end)) = below.map(|(&start, &end)| (start, end)) else {
+        let (Some((&start, &end)), Some(whole)) = (below, range.end.checked_add(self.gap)) else {
             return false;
         };
-        let free = end >= range.end && !range.is_empty();
+        let free = end >= whole && !range.is_empty();
         if free {
-            self.carve(start..end, range);
+            self.carve(start..end, range.start..whole);
+            self.taken += range.end - range.start;
         }
         free
     }
 
-    fn stack(&mut self, len: u64) -> Option<&mut Vec<u64>> {
+    fn queue(&mut self, len: u64) -> Option<&mut VecDeque<u64>> {
         let pages = (len >> self.page.shift()) as usize;
-        self.stacks.get_mut(pages.wrapping_sub(1))
+        self.queues.get_mut(pages.wrapping_sub(1))
     }
 
     #[cold]
-    fn search(&mut self, len: u64, align: u64, offset: u64) -> Option<Range<u64>> {
-        if let Some(taken) = self.fit(len, align, offset) {
-            return Some(taken);
+    fn search(&mut self, len: u64, align: u64, offset: u64) -> Option<u64> {
+        if let Some(start) = self.fit(len, align, offset) {
+            return Some(start);
         }
-        self.unstack().then(|| self.fit(len, align, offset))?
+        self.empty_queues().then(|| self.fit(len, align, offset))?
     }
 
-    fn fit(&mut self, len: u64, align: u64, offset: u64) -> Option<Range<u64>> {
+    fn fit(&mut self, len: u64, align: u64, offset: u64) -> Option<u64> {
         let inside = |&(size, start): &(u64, u64)| {
             let at = start.checked_add(offset.wrapping_sub(start) & (align - 1))?;
             let end = at.checked_add(len)?;
@@ -136,8 +148,9 @@ impl Space {
         let found = wanted.clone().take(TRIES).find_map(inside);
         let found = found.or_else(|| self.by_len.range(sure..).find_map(inside));
         let (free, taken) = found.or_else(|| wanted.skip(TRIES).find_map(inside))?;
-        self.carve(free, taken.clone());
-        Some(taken)
+        let start = taken.start;
+        self.carve(free, taken);
+        Some(start)
     }
 
     /// Takes `part` out of the free range `free`.
@@ -148,15 +161,14 @@ impl Space {
                 self.add(left);
             }
         }
-        self.taken += part.end - part.start;
     }
 
-    /// Empties the stacks into the trees; whether there was anything.
-    fn unstack(&mut self) -> bool {
+    /// Empties the queues into the trees; whether there was anything.
+    fn empty_queues(&mut self) -> bool {
         let mut any = false;
-        for pages in 1..=STACKED {
+        for pages in 1..=QUEUED {
             let len = (pages as u64) << self.page.shift();
-            while let Some(start) = self.stacks[pages - 1].pop() {
+            while let Some(start) = self.queues[pages - 1].pop_front() {
                 self.insert(start..start + len);
                 any = true;
             }
@@ -199,27 +211,57 @@ mod tests {
     const M: u64 = PageSize::Mib2.bytes();
 
     fn space(range: Range<u64>) -> Space {
-        Space::new(range, PageSize::Kib4)
+        Space::new(range, PageSize::Kib4, 0)
     }
 
     #[test]
-    fn what_was_given_last_is_taken_first() {
+    fn what_was_given_rests_until_many_others_were() {
         let mut space = space(0..1 << 30);
-        let (one, two) = (space.take(K, K, 0), space.take(K, K, 0));
-        assert_eq!((one.clone(), two), (Some(0..K), Some(K..2 * K)));
-        space.give(one.unwrap());
-        assert_eq!(space.take(K, K, 0), Some(0..K));
-        assert_eq!(space.taken(), 2 * K);
+        let first = space.take(K, K, 0).unwrap();
+        assert_eq!(first, 0..K);
+        space.give(first.clone());
+        for given in 0..RESTING {
+            let other = space.take(K, K, 0).unwrap();
+            assert_ne!(other, first, "after {given} others");
+            space.give(other);
+        }
+        assert_eq!(space.take(K, K, 0), Some(first));
+        assert_eq!(space.taken(), K);
     }
 
     #[test]
-    fn a_full_stack_gives_to_the_trees() {
+    fn nothing_rests_where_there_is_nothing_else() {
+        let mut space = space(0..4 * K);
+        for _ in 0..3 {
+            let all = [(); 4].map(|()| space.take(K, K, 0).unwrap());
+            assert_eq!(space.take(K, K, 0), None);
+            all.into_iter().for_each(|range| space.give(range));
+        }
+    }
+
+    #[test]
+    fn a_gap_is_nobodys() {
+        let mut space = Space::new(0..64 * K, PageSize::Kib4, K);
+        let (one, two) = (space.take(2 * K, K, 0), space.take(K, K, 0));
+        assert_eq!((one.clone(), two), (Some(0..2 * K), Some(3 * K..4 * K)));
+        assert_eq!(space.taken(), 3 * K);
+        assert!(!space.take_at(2 * K..3 * K) && !space.take_at(4 * K..5 * K));
+        assert!(space.take_at(5 * K..6 * K));
+        assert!(!space.take_at(63 * K..64 * K), "no gap behind it");
+        space.give(one.unwrap());
+        assert!(space.take_at(K..2 * K));
+        assert_eq!(space.taken(), 3 * K);
+        assert_eq!(space.take(u64::MAX & !(K - 1), K, 0), None);
+    }
+
+    #[test]
+    fn a_full_queue_gives_to_the_trees() {
         let mut space = space(0..1 << 30);
         let all: Vec<_> = (0..3 * DEPTH)
             .map(|_| space.take(K, K, 0).unwrap())
             .collect();
         all.into_iter().for_each(|range| space.give(range));
-        assert_eq!((space.stacks[0].len(), space.taken()), (DEPTH, 0));
+        assert_eq!((space.queues[0].len(), space.taken()), (DEPTH, 0));
         assert_eq!(space.take(1 << 30, K, 0), Some(0..1 << 30), "merged again");
     }
 
@@ -248,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_range_is_taken_out_of_the_stacks_too() {
+    fn an_exact_range_is_taken_out_of_the_queues_too() {
         let mut space = space(0..16 * K);
         let first = space.take(4 * K, K, 0).unwrap();
         space.give(first);

@@ -55,6 +55,10 @@ impl Mmu for Window {
         self.range.clone()
     }
 
+    fn gap(&self) -> u64 {
+        4096
+    }
+
     fn map(&self, run: Run, access: vcm::Access) -> Result<(), MmuError> {
         let mut permissions = Permissions::empty();
         permissions.set(Permissions::READ, access.contains(vcm::Access::READ));
