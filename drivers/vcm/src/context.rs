@@ -216,7 +216,7 @@ impl Vcm {
         let end = range.end.checked_next_multiple_of(page);
         let start = range.start & !(page - 1);
         let end = end.ok_or(Error::OutOfRange)?;
-        self.book.lock().take_at(start..end).map(drop)
+        self.book.lock().exclude(start..end)
     }
 
     /// Lets it translate. Each success has its [`Vcm::deactivate`]; the first and the last of them
@@ -423,12 +423,23 @@ impl Book {
     }
 
     fn take_at(&mut self, range: Range<u64>) -> Result<Range<u64>, Error> {
-        let all = self.space.all();
-        if range.start < all.start || range.end > all.end {
-            return Err(Error::OutOfRange);
-        }
+        self.is_inside(&range)?;
         let free = self.space.take_at(range.clone());
         free.then_some(range).ok_or(Error::Overlap)
+    }
+
+    fn exclude(&mut self, range: Range<u64>) -> Result<(), Error> {
+        self.is_inside(&range)?;
+        self.space
+            .exclude(range)
+            .then_some(())
+            .ok_or(Error::Overlap)
+    }
+
+    fn is_inside(&self, range: &Range<u64>) -> Result<(), Error> {
+        let all = self.space.all();
+        let inside = all.start <= range.start && range.end <= all.end;
+        inside.then_some(()).ok_or(Error::OutOfRange)
     }
 }
 

@@ -108,11 +108,20 @@ impl Space {
         }
     }
 
-    /// Takes exactly `range`; whether it was free as a whole.
+    /// Takes exactly `range`; whether it was free as a whole, its gap with it.
     pub(crate) fn take_at(&mut self, range: Range<u64>) -> bool {
+        self.take_with(range, self.gap)
+    }
+
+    /// Takes exactly `range` for good, without a gap; whether it was free as a whole.
+    pub(crate) fn exclude(&mut self, range: Range<u64>) -> bool {
+        self.take_with(range, 0)
+    }
+
+    fn take_with(&mut self, range: Range<u64>, gap: u64) -> bool {
         self.empty_queues();
         let below = self.by_start.range(..=range.start).next_back();
-        let (Some((&start, &end)), Some(whole)) = (below, range.end.checked_add(self.gap)) else {
+        let (Some((&start, &end)), Some(whole)) = (below, range.end.checked_add(gap)) else {
             return false;
         };
         let free = end >= whole && !range.is_empty();
@@ -248,10 +257,11 @@ mod tests {
         assert!(!space.take_at(2 * K..3 * K) && !space.take_at(4 * K..5 * K));
         assert!(space.take_at(5 * K..6 * K));
         assert!(!space.take_at(63 * K..64 * K), "no gap behind it");
+        assert!(space.exclude(61 * K..62 * K) && space.exclude(62 * K..64 * K));
         space.give(one.unwrap());
         assert!(space.take_at(K..2 * K));
-        assert_eq!(space.taken(), 3 * K);
-        assert_eq!(space.take(u64::MAX & !(K - 1), K, 0), None);
+        assert_eq!(space.taken(), 6 * K);
+        assert_eq!(space.take(!(K - 1), K, 0), None);
     }
 
     #[test]
