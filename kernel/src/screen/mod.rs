@@ -433,10 +433,12 @@ mod tests {
             let cursor = text.cursor();
             let wanted: Vec<Vec<u8>> = (0..rows).map(|y| text.line(y).to_vec()).collect();
             for (y, (line, shown)) in wanted.iter().zip(played.read()).enumerate() {
+                let mut shown = shown.chars();
                 for (x, &letter) in line.iter().enumerate() {
+                    let shown = shown.next().unwrap_or(' ');
+                    // The cell of the cursor shows no letter.
                     if cursor != Some((x, y)) {
-                        let shown = shown.as_bytes().get(x).copied().unwrap_or(b' ');
-                        proptest::prop_assert_eq!(shown, letter);
+                        proptest::prop_assert_eq!(shown, char::from(letter));
                     }
                 }
             }
