@@ -57,11 +57,9 @@ pub fn revoke(address: Address) -> bool {
 
 /// The function at `address` is nobody's any more.
 pub fn release(address: Address) {
-    if let Some(confined) = CONFINED
-        .lock()
-        .remove(&address)
-        .and_then(|weak| weak.upgrade())
-    {
+    // Not under the lock: the unit may take its time.
+    let gone = CONFINED.lock().remove(&address);
+    if let Some(confined) = gone.and_then(|weak| weak.upgrade()) {
         // A unit that fails has said so.
         let _ = confined.domain.revoke();
     }

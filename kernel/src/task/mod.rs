@@ -5,6 +5,7 @@
 //! interrupts that came, and wakes due timers; with nothing to run it halts.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,7 +17,6 @@ use core::task::Poll;
 use async_task::{Builder, Runnable, Task};
 use atomic_waker::AtomicWaker;
 use crossbeam_queue::SegQueue;
-use litemap::LiteMap;
 use spin::{LazyLock, Mutex};
 use x86_64::instructions::interrupts;
 
@@ -64,7 +64,8 @@ impl TaskInfo {
     }
 }
 
-static TASKS: Mutex<LiteMap<u64, TaskInfo>> = Mutex::new(LiteMap::new());
+/// A tree, which gives memory back when many tasks have ended.
+static TASKS: Mutex<BTreeMap<u64, TaskInfo>> = Mutex::new(BTreeMap::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Takes the task off the list when its future goes, finished or cancelled.
