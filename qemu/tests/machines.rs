@@ -313,33 +313,34 @@ fn tables(base: u64, cpus: &[(u8, u8)]) -> Vec<u8> {
     all
 }
 
-#[test]
-fn cpus_that_do_not_start_are_left_out_and_the_pit_is_a_clock() {
+/// Runs commands on a machine whose ACPI tables tell of these CPUs alone, with more arguments for QEMU.
+#[track_caller]
+fn run_with_tables(
+    cpus: &[(u8, u8)],
+    arguments: &str,
+    commands: &str,
+    variables: &[(&str, &str)],
+) -> Ended {
     let dir = Dir::new();
     let file = dir.0.join("tables");
-    // 9 is not there; 2 could come later.
-    fs::write(
-        &file,
-        tables(TABLES, &[(0, 1), (9, 1), (1, 1), (2, 2), (3, 1)]),
-    )
-    .unwrap();
-    let loader = format!(
-        "-device loader,file={},addr={TABLES:#x},force-raw=on",
+    fs::write(&file, tables(TABLES, cpus)).unwrap();
+    let qemu = dir.qemu(&format!(
+        "{arguments} -device loader,file={},addr={TABLES:#x},force-raw=on",
         file.display()
-    );
-    let qemu = dir.qemu(&loader);
+    ));
     let append = format!("acpi_rsdp={TABLES:#x}");
-    let variables = [
-        ("QEMU", &*qemu),
-        ("APPEND", &append),
-        ("IOAT", "1"),
-        ("CBVER", "3.4"),
-    ];
-    let ended = bench().run(
-        "version; cpus; lspci; dmatest iterations=5; audit",
-        &variables,
-    );
+    let own = [("QEMU", &*qemu), ("APPEND", &*append)];
+    let ended = bench().run(commands, &[&own, variables].concat());
     ended.expect_success();
+    ended
+}
+
+#[test]
+fn cpus_that_do_not_start_are_left_out_and_the_pit_is_a_clock() {
+    // 9 is not there; 2 could come later.
+    let cpus = [(0, 1), (9, 1), (1, 1), (2, 2), (3, 1)];
+    let commands = "version; cpus; lspci; dmatest iterations=5; audit";
+    let ended = run_with_tables(&cpus, "", commands, &[("IOAT", "1"), ("CBVER", "3.4")]);
     let warnings = ended.lines_starting("WARN");
     assert_eq!(
         warnings,
@@ -366,23 +367,8 @@ fn cpus_that_do_not_start_are_left_out_and_the_pit_is_a_clock() {
 
 #[test]
 fn an_engine_that_needs_what_is_out_of_reach_is_refused_with_the_reason() {
-    let dir = Dir::new();
-    let file = dir.0.join("tables");
-    fs::write(&file, tables(TABLES, &[(0, 1)])).unwrap();
-    let loader = format!(
-        "-device loader,file={},addr={TABLES:#x},force-raw=on",
-        file.display()
-    );
-    let qemu = dir.qemu(&loader);
-    let append = format!("acpi_rsdp={TABLES:#x}");
-    let variables = [
-        ("QEMU", &*qemu),
-        ("APPEND", &append),
-        ("IOAT", "1"),
-        ("CPUS", "1"),
-    ];
-    let ended = bench().run("lspci; audit", &variables);
-    ended.expect_success();
+    let variables = [("IOAT", "1"), ("CPUS", "1")];
+    let ended = run_with_tables(&[(0, 1)], "", "lspci; audit", &variables);
     let refused = |line: &&str| line.contains("not used: ") && line.contains("configuration space");
     let lines: Vec<_> = ended.console.lines().filter(refused).collect();
     assert_eq!(lines.len(), 1, "{}", ended.all());
@@ -390,23 +376,9 @@ fn an_engine_that_needs_what_is_out_of_reach_is_refused_with_the_reason() {
 
 #[test]
 fn a_machine_without_any_timer_has_a_guess() {
-    let dir = Dir::new();
-    let file = dir.0.join("tables");
-    fs::write(&file, tables(TABLES, &[(0, 1), (1, 1)])).unwrap();
-    let loader = format!(
-        "-machine pit=off,hpet=off -device loader,file={},addr={TABLES:#x},force-raw=on",
-        file.display()
-    );
-    let qemu = dir.qemu(&loader);
-    let append = format!("acpi_rsdp={TABLES:#x}");
-    let variables = [
-        ("QEMU", &*qemu),
-        ("APPEND", &append),
-        ("IOAT", "0"),
-        ("CPUS", "2"),
-    ];
-    let ended = bench().run("version; cpus", &variables);
-    ended.expect_success();
+    let arguments = "-machine pit=off,hpet=off";
+    let variables = [("IOAT", "0"), ("CPUS", "2")];
+    let ended = run_with_tables(&[(0, 1), (1, 1)], arguments, "version; cpus", &variables);
     let warnings = ended.lines_starting("WARN no timer runs on this machine");
     assert_eq!(warnings.len(), 1, "{}", ended.all());
     assert!(
