@@ -6,6 +6,7 @@
 use core::fmt;
 
 use dmaengine::registry;
+use hal::time::{Duration, poll_until};
 
 use super::{dma, machine};
 use crate::console::input;
@@ -72,6 +73,21 @@ pub fn now() -> Audit {
         fences,
         leaked,
     }
+}
+
+/// The first clean audit that `look` ([`now`]) gives within `limit`; else the last one. What is on its
+/// way out is counted in one ledger longer than in another: each look may see some of that, and one
+/// after a clean one says nothing new.
+pub async fn settled(limit: Duration, mut look: impl FnMut() -> Audit) -> Audit {
+    let mut audit = look();
+    let clean = || {
+        if audit.leaked != 0 {
+            audit = look();
+        }
+        audit.leaked == 0
+    };
+    let _ = poll_until(limit, Duration::from_millis(10), clean).await;
+    audit
 }
 
 /// The line of the interface.

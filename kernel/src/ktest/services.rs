@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use dma_fence::{Fence, next_context};
 use hal::dma::{Memory, Source};
 use hal::irq::IrqEvent;
+use hal::time::Duration;
 
 use super::{Suite, TestResult, ensure, tests};
 use crate::arch::x86_64::{apic, percpu};
@@ -19,6 +20,7 @@ pub(super) static SUITE: Suite = Suite {
         vectors_come_back,
         vectors_run_out_without_harm,
         the_audit_counts_fences_buffers_and_mappings,
+        the_audit_tells_the_look_that_was_clean,
     ],
 };
 
@@ -29,7 +31,7 @@ async fn a_message_reaches_its_owner_on_its_cpu() -> TestResult {
         let vector = irq::bind_message("test", event.clone(), None).ok_or("no vector")?;
         // What a device's message does: an interrupt of this vector on that CPU.
         apic::send(vector.apic_id, vector.vector);
-        let limit = hal::time::Duration::from_secs(10);
+        let limit = Duration::from_secs(10);
         let came = hal::time::timeout(limit, event.beyond(0)).await;
         irq::unbind(&event);
         ensure!(came == Ok(1), "CPU {}: {came:?}", vector.cpu);
@@ -103,5 +105,26 @@ async fn the_audit_counts_fences_buffers_and_mappings() -> TestResult {
     ensure!(leaked() == 2, "a buffer and a mapping: {}", audit::now());
     drop((mapping, source));
     ensure!(leaked() == 0, "{} after", audit::now());
+    Ok(())
+}
+
+/// A client that goes between two looks leaves behind, for a moment, what was all right before and is
+/// again afterwards.
+async fn the_audit_tells_the_look_that_was_clean() -> TestResult {
+    let with = |leaked| audit::Audit {
+        leaked,
+        ..audit::now()
+    };
+    let limit = Duration::from_millis(30);
+    let mut looks = [2, 0, 1, 1, 1, 1, 1].into_iter();
+    let told = audit::settled(limit, || with(looks.next().unwrap_or(1))).await;
+    ensure!(told.leaked == 0, "{told}");
+    let mut looks = 0;
+    let stays = || {
+        looks += 1;
+        with(1)
+    };
+    let told = audit::settled(limit, stays).await;
+    ensure!(told.leaked == 1 && looks > 2, "{told} after {looks} looks");
     Ok(())
 }

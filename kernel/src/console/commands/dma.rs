@@ -6,10 +6,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dmaengine::{Transaction, dmatest, registry};
-use hal::time::{Duration, poll_until};
+use hal::time::Duration;
 
 use super::{CommandResult, no_arguments};
-use crate::drivers;
+use crate::drivers::{self, audit};
 
 pub(super) fn dma(args: &[String]) -> CommandResult {
     no_arguments(args)?;
@@ -70,15 +70,12 @@ pub(super) async fn test(args: Vec<String>) -> CommandResult {
     }
 }
 
-/// What is on its way out is no leak: the audit looks again for a while.
+/// For how long the audit looks again before it speaks of a leak.
 const SETTLE: Duration = Duration::from_secs(10);
 
 pub(super) async fn audit(args: Vec<String>) -> CommandResult {
     no_arguments(&args)?;
-    let clean = || drivers::audit::now().leaked == 0;
-    // A leak is what is still there then; the line below says so.
-    let _ = poll_until(SETTLE, Duration::from_millis(10), clean).await;
-    let audit = drivers::audit::now();
+    let audit = audit::settled(SETTLE, audit::now).await;
     crate::machine_line!("{audit}");
     match audit.leaked {
         0 => Ok(()),
