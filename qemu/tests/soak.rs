@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use longshore_qemu::hotplug::{How, Running};
-use longshore_qemu::scenario::{Bench, Machine, PATIENCE, field, number};
+use longshore_qemu::scenario::{Bench, Machine, PATIENCE, confined, field, left_out, number};
 
 const ENGINES: u64 = 4;
 
@@ -53,13 +53,18 @@ fn used(machine: &mut Machine) -> u64 {
 /// pages need tables, and what grows by doubling, such as a run queue, may have doubled.
 const GROWTH: u64 = 16;
 
-/// Takes engines away and brings them back for `time`, and four times at least, while they are tested.
+/// Takes engines away and brings them back while they are tested, for `time`, four times at least and
+/// until some were at work then: those who wait for an IOMMU often have nothing with any engine.
 #[track_caller]
 fn go_and_come(machine: &mut Machine, random: &mut Random, time: Duration) {
     machine.ok("dmatest iterations=0 threads_per_chan=4 test_buf_size=32768 &");
     let begin = Instant::now();
     let (mut removals, mut in_flight, mut failed_over, mut by_cpu) = (0, 0, 0, 0);
-    while begin.elapsed() < time || removals < 4 {
+    while begin.elapsed() < time || removals < 4 || failed_over + by_cpu == 0 {
+        assert!(
+            removals < 4 || begin.elapsed() < time + PATIENCE,
+            "nothing was in flight, ever"
+        );
         // One at a time, two at a time, all of them: then the CPU does the work.
         let first = random.below(ENGINES);
         let count = match random.below(10) {
@@ -88,7 +93,6 @@ fn go_and_come(machine: &mut Machine, random: &mut Random, time: Duration) {
          by the CPU {by_cpu}, lost 0",
         begin.elapsed().as_secs()
     );
-    assert!(failed_over + by_cpu > 0, "nothing was in flight, ever");
 }
 
 #[test]
@@ -281,6 +285,13 @@ fn leave_and_come(machine: &mut Machine, random: &mut Random, cycles: u64) -> Wo
 
 #[test]
 fn engines_leave_their_slots_in_every_way_and_nothing_is_lost() {
+    if confined() {
+        left_out(
+            "engines_leave_their_slots_in_every_way_and_nothing_is_lost",
+            "QEMU tells an engine of each page that is mapped: a full ring is emptied in 20 seconds",
+        );
+        return;
+    }
     let settings = [
         ("CPUS", "4"),
         ("IOAT", "3"),
