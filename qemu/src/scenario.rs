@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -278,6 +278,25 @@ impl Machine {
             .lines()
             .map(String::from)
             .collect()
+    }
+
+    /// Waits until engines have nothing left to do and nothing that they reach: who was stopped ends in
+    /// its own time.
+    #[track_caller]
+    pub fn await_rest(&mut self) {
+        let begin = Instant::now();
+        loop {
+            let lines = self.ok("audit");
+            let audit = lines.iter().find(|line| line.starts_with("audit: "));
+            let audit = audit.unwrap_or_else(|| panic!("no audit: {lines:#?}"));
+            if ["rings", "iova", "leaked"]
+                .iter()
+                .all(|name| number(audit, name) == 0)
+            {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{audit}");
+        }
     }
 
     /// As [`Machine::command`], of a command that must end in `ok`; lines of tasks in the background may

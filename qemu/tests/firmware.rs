@@ -8,7 +8,6 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use longshore_qemu::qmp::Qmp;
 use longshore_qemu::scenario::{Bench, Ended, PATIENCE, can_boot, field};
@@ -40,20 +39,7 @@ fn works(address: &str, variables: &[(&str, &str)]) -> Ended {
     ] {
         machine.ok(command);
     }
-    // The one that was stopped ends in its own time.
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let lines = machine.ok("audit");
-        let audit = lines.iter().find(|line| line.starts_with("audit: "));
-        let audit = audit.unwrap_or_else(|| panic!("{lines:?}"));
-        if ["rings", "iova", "leaked"]
-            .iter()
-            .all(|name| field(audit, name) == Some("0"))
-        {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{variables:?}: {audit}");
-    }
+    machine.await_rest();
     machine.type_text("poweroff\r");
     let ended = machine.finish(PATIENCE);
     ended.expect_success();

@@ -34,25 +34,25 @@ fn audited(ended: &Ended) {
 #[test]
 fn an_engine_in_use_leaves_and_comes_back() {
     for (irq, cpus) in [("msi", "1"), ("msix", "4"), ("intx", "4"), ("msi", "16")] {
-        // Behind as many by the CPU, those that were stopped have ended.
-        let behind = if confined() { 2000 } else { 100 };
-        let commands = format!(
-            "dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &; \
-                        dmatest channel=dma1chan0 iterations=50; \
-                        unbind 01:00.0; \
-                        dmatest channel=dma1chan1 iterations=50; \
-                        bind 01:00.0 ioat; \
-                        dmatest channel=dma0chan0 iterations=50; \
-                        stop 1; \
-                        dmatest channel=cpu iterations={behind}; \
-                        audit"
-        );
-        let ended = bench().run(&commands, &[("IRQ", irq), ("CPUS", cpus)]);
-        ended.expect_success();
-        let line = hot(&ended, "unbind 01:00.0", "01:00.0", "detached");
-        assert_eq!(field(&line, "lost"), Some("0"), "{irq} {cpus}: {line}");
-        hot(&ended, "bind 01:00.0 ioat", "01:00.0", "live");
-        audited(&ended);
+        let mut machine = bench().start(&[("IRQ", irq), ("CPUS", cpus)]);
+        machine.await_prompt();
+        machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &");
+        machine.ok("dmatest channel=dma1chan0 iterations=50");
+        let gone = machine.ok("unbind 01:00.0");
+        let gone = gone
+            .iter()
+            .find(|line| line.starts_with("hot: 01:00.0 detached "));
+        let gone = gone.map(|line| number(line, "lost"));
+        assert_eq!(gone, Some(0), "{irq} {cpus}");
+        machine.ok("dmatest channel=dma1chan1 iterations=50");
+        let back = machine.ok("bind 01:00.0 ioat");
+        let live = |line: &String| line.starts_with("hot: 01:00.0 live ");
+        assert!(back.iter().any(live), "{irq} {cpus}: {back:#?}");
+        machine.ok("dmatest channel=dma0chan0 iterations=50");
+        machine.ok("stop 1");
+        machine.await_rest();
+        machine.type_text("poweroff\r");
+        machine.finish(PATIENCE).expect_success();
     }
 }
 
