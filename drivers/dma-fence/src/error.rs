@@ -69,18 +69,26 @@ pub(crate) const fn encode(result: Result<(), FenceError>) -> u64 {
     kind << 32 | code as u64
 }
 
+#[inline]
 pub(crate) const fn decode(word: u64) -> Option<Result<(), FenceError>> {
-    Some(match word >> 32 {
-        0 => return None,
-        1 => Ok(()),
-        3 => Err(FenceError::Terminated),
-        4 => Err(FenceError::Timeout),
-        5 => Err(FenceError::Device(word as u32)),
-        6 => Err(FenceError::Gone),
-        7 => Err(FenceError::Map),
-        8 => Err(FenceError::Closed),
-        _ => Err(FenceError::Abandoned),
-    })
+    match word >> 32 {
+        0 => None,
+        1 => Some(Ok(())),
+        kind => Some(Err(error(kind, word as u32))),
+    }
+}
+
+#[cold]
+const fn error(kind: u64, code: u32) -> FenceError {
+    match kind {
+        3 => FenceError::Terminated,
+        4 => FenceError::Timeout,
+        5 => FenceError::Device(code),
+        6 => FenceError::Gone,
+        7 => FenceError::Map,
+        8 => FenceError::Closed,
+        _ => FenceError::Abandoned,
+    }
 }
 
 #[cfg(test)]

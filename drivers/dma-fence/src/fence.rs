@@ -175,12 +175,15 @@ impl Fence {
     }
 
     /// How the work ended; `None` while it goes on. Runs nobody's callbacks.
+    #[inline]
     pub fn result(&self) -> Option<Result<(), FenceError>> {
-        let known = self.inner.result();
-        match &self.inner.ops {
-            Some(ops) if known.is_none() => Some(self.inner.settle(ops.poll(self)?)),
-            _ => known,
-        }
+        self.inner.result().or_else(|| self.ask())
+    }
+
+    /// How the work ended, as far as the fence's own kind can see by itself.
+    fn ask(&self) -> Option<Result<(), FenceError>> {
+        let ops = self.inner.ops.as_ref()?;
+        Some(self.inner.settle(ops.poll(self)?))
     }
 
     /// Says when somebody will need the work done, as time since the start of the machine's clock:
@@ -218,6 +221,7 @@ impl Fence {
     }
 
     /// Takes the parcel, if it is there and nobody has taken it: whoever sees the signal finds it.
+    #[inline]
     pub fn collect(&self) -> Option<Parcel> {
         self.inner.waiters.lock().parcel.take()
     }
@@ -330,6 +334,7 @@ impl Drop for Signaler {
 
 impl Inner {
     /// What has been settled.
+    #[inline]
     fn result(&self) -> Option<Result<(), FenceError>> {
         decode(self.status.load(Ordering::Acquire))
     }

@@ -207,6 +207,7 @@ impl Chan {
     }
 
     /// Submits, or gives the descriptor back.
+    #[inline(always)]
     pub(crate) fn submit<K: Kind>(
         self: &Arc<Self>,
         descriptor: Descriptor<K>,
@@ -307,6 +308,7 @@ impl Chan {
     }
 
     /// Counts an operation that has ended.
+    #[inline]
     pub(crate) fn count(&self, work: &Work, result: Result<(), FenceError>) {
         if let Err(error) = result {
             self.errors.fetch_add(1, Ordering::Relaxed);
@@ -345,6 +347,7 @@ impl Chan {
     }
 
     /// An operation has left the ring.
+    #[inline]
     pub(crate) fn leave(&self) {
         self.left.fetch_add(1, Ordering::Release);
         self.room.wake_all();

@@ -112,7 +112,7 @@ impl<K: Kind> Descriptor<K> {
 
     /// The buffers, instead of the operation.
     pub fn into_buffers(self) -> K::Buffers {
-        match K::unwrap(self.record.work) {
+        match K::unwrap(self.record) {
             Some(buffers) => buffers,
             None => unreachable!("a descriptor's kind is its operation's"),
         }

@@ -21,6 +21,7 @@ impl Mapped {
     }
 
     /// Maps the buffers of `work`.
+    #[inline]
     pub(crate) fn fill(&mut self, work: &Work, space: &DmaSpace) -> Result<(), SubmitReason> {
         let (dst, src) = match work {
             Work::Memcpy { dst, src } => (dst, Some(src)),
@@ -36,6 +37,7 @@ impl Mapped {
     }
 
     /// The device reaches nothing of it any more.
+    #[inline]
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }

@@ -38,7 +38,7 @@ pub struct Operation {
 
 /// What is known of an operation from its preparation until its client has the buffers back: made
 /// once, and handed on, in the end as its fence's parcel.
-pub(crate) struct Record {
+pub struct Record {
     // Before the buffers: where all is dropped, the device loses its access first.
     mapped: Mapped,
     pub(crate) work: Work,
@@ -67,6 +67,7 @@ pub(crate) struct Duty {
 }
 
 impl Record {
+    #[inline(always)]
     pub(crate) fn new(work: Work, flags: Flags) -> Box<Self> {
         Box::new(Self {
             mapped: Mapped::default(),
@@ -83,6 +84,7 @@ impl Record {
     }
 
     /// Ends the operation, unless it has ended. What is `lost` does not reach the client.
+    #[inline]
     fn end(mut self: Box<Self>, result: Result<(), FenceError>, lost: bool) {
         self.mapped.clear();
         if let Some(ride) = self.completion.ride.take() {
@@ -140,6 +142,7 @@ impl Operation {
 
     /// Maps its buffers for the device that reaches memory through `space`, instead of for another.
     /// Fails where they cannot be mapped, or where the kind of work has no mapping: parities.
+    #[inline]
     pub fn map(&mut self, space: &DmaSpace) -> Result<(), SubmitReason> {
         let Record { mapped, work, .. } = &mut *self.record;
         mapped.fill(work, space)
@@ -158,6 +161,7 @@ impl Operation {
     /// Ends the operation: unmaps its buffers, counts it, hands the buffers to the client, signals
     /// the fence, runs the client's callback. No device reaches the buffers any more, unless it is
     /// [exposed](Operation::expose), and the caller holds no lock.
+    #[inline]
     pub fn complete(self, result: Result<(), FenceError>) {
         let exposed = self.record.exposed;
         let result = if exposed {
@@ -255,6 +259,7 @@ impl Operation {
 }
 
 /// An operation is not counted any more where it is.
+#[inline]
 fn leave(chan: &Chan, waits: bool) {
     if waits {
         chan.depend.leave();
@@ -264,11 +269,19 @@ fn leave(chan: &Chan, waits: bool) {
 }
 
 impl Drop for Completion {
+    #[inline]
     fn drop(&mut self) {
-        if self.duty.is_none() {
-            return;
+        if self.duty.is_some() {
+            self.abandon();
         }
-        // The buffers are gone already, or about to go.
+    }
+}
+
+impl Completion {
+    /// Ends an operation whose buffers are gone already, or about to go.
+    #[cold]
+    #[inline(never)]
+    fn abandon(&mut self) {
         let record = Box::new(Record {
             mapped: Mapped::default(),
             work: Work::Interrupt,

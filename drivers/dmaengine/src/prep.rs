@@ -154,6 +154,7 @@ impl Channel {
         self.prepare(shape, (), |()| Work::Interrupt, flags)
     }
 
+    #[inline(always)]
     fn prepare<K: Kind>(
         &self,
         shape: Result<Shape, PrepReason>,
@@ -170,6 +171,7 @@ impl Channel {
         }
     }
 
+    #[inline(always)]
     fn check(&self, shape: Shape) -> Result<(), PrepReason> {
         if self.is_gone() {
             return Err(PrepReason::Gone);

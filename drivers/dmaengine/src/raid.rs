@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use crate::capability::Capabilities;
 use crate::gf::{self, Block};
+use crate::operation::Record;
 use crate::prep::PrepReason;
 use crate::shape::{Shape, dst, src};
 use crate::work::{Kind, Work, sealed::Sealed};
@@ -194,14 +195,14 @@ impl PqVal {
 
 macro_rules! kind {
     ($kind:ident, $capability:ident) => {
-        impl Sealed for $kind {}
-
         impl Kind for $kind {
             type Buffers = Box<Self>;
             const CAPABILITY: Capabilities = Capabilities::$capability;
+        }
 
-            fn unwrap(work: Work) -> Option<Box<Self>> {
-                match work {
+        impl Sealed for $kind {
+            fn unwrap(record: Box<Record>) -> Option<Box<Self>> {
+                match record.work {
                     Work::$kind(buffers) => Some(buffers),
                     _ => None,
                 }

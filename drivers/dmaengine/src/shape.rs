@@ -19,10 +19,12 @@ pub(crate) struct Shape {
 /// A buffer: where in physical memory it lies, and how long it is.
 pub(crate) type Extent = (u64, usize);
 
+#[inline(always)]
 pub(crate) fn src(source: &Source) -> Extent {
     (source.phys(), source.len())
 }
 
+#[inline(always)]
 pub(crate) fn dst(destination: &Destination) -> Extent {
     (destination.phys(), destination.len())
 }
@@ -57,6 +59,7 @@ impl Shape {
     }
 
     /// Whether a device can do it.
+    #[inline(always)]
     pub(crate) fn fits(&self, info: &DeviceInfo) -> Result<(), PrepReason> {
         if !info.capabilities.contains(self.capability) {
             return Err(PrepReason::Unsupported);

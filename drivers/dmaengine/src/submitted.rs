@@ -36,6 +36,7 @@ impl Receipt {
     }
 
     /// The operation's record, once the fence is signalled.
+    #[inline(always)]
     fn collect(&mut self) -> Option<Box<Record>> {
         self.due = false;
         self.fence.collect()?.downcast().ok()
@@ -44,6 +45,7 @@ impl Receipt {
 
 /// Others may observe the fence for long: they do not keep the buffers.
 impl Drop for Receipt {
+    #[inline]
     fn drop(&mut self) {
         if self.due {
             self.fence.decline();
@@ -93,12 +95,13 @@ impl<K: Kind> Submitted<K> {
         }
     }
 
+    #[inline(always)]
     fn taken(mut self, result: Result<(), FenceError>) -> Finished<K> {
-        let record = self.receipt.collect();
-        Finished {
-            buffers: record.and_then(|record| K::unwrap(record.work)),
-            result,
-        }
+        let buffers = match self.receipt.collect() {
+            Some(record) => K::unwrap(record),
+            None => None,
+        };
+        Finished { buffers, result }
     }
 }
 

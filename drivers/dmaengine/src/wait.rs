@@ -23,12 +23,18 @@ struct List {
 
 impl WaitList {
     /// Wakes every waiting task. Call it after the condition has changed.
+    #[inline]
     pub(crate) fn wake_all(&self) {
         // Pairs with the fence in `until`: either the waiter sees the change or we see the waiter.
         fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.wake_listed();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_listed(&self) {
         let wakers = {
             let mut list = self.list.lock();
             self.waiting.store(0, Ordering::Relaxed);

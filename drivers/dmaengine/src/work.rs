@@ -5,14 +5,18 @@ use core::fmt;
 
 use hal::dma::{Destination, Source};
 
+use self::sealed::Sealed;
 use crate::capability::Capabilities;
+use crate::operation::Record;
 use crate::prep::PrepReason;
 use crate::raid::{Pq, PqVal, Xor, XorVal};
 use crate::shape::{self, Shape};
 
 /// An operation's task and the buffers it owns. Providers refuse what they do not know, by
 /// [`crate::SubmitReason::Unsupported`].
+// Its tag is as wide as it is aligned: so it is moved by whole words.
 #[non_exhaustive]
+#[repr(u64)]
 #[derive(Debug)]
 pub enum Work {
     /// Copies all of `src` to `dst`; they are equally long.
@@ -43,6 +47,7 @@ pub enum Work {
 
 impl Work {
     /// Bytes of each of its buffers: all are equally long.
+    #[inline]
     pub fn len(&self) -> usize {
         match self {
             Self::Memcpy { dst, .. } | Self::Memset { dst, .. } => dst.len(),
@@ -111,18 +116,26 @@ impl Work {
 }
 
 pub(crate) mod sealed {
-    pub trait Sealed {}
+    use alloc::boxed::Box;
+
+    use super::Kind;
+    use crate::operation::Record;
+
+    pub trait Sealed {
+        /// Takes the buffers out of the record of an operation of this kind: out of the heap, where
+        /// they lie, and not by way of the stack.
+        fn unwrap(record: Box<Record>) -> Option<Self::Buffers>
+        where
+            Self: Kind;
+    }
 }
 
 /// The kinds of operations: which buffers go in and come back.
-pub trait Kind: sealed::Sealed + Send + Sync + 'static {
+pub trait Kind: Sealed + Send + Sync + 'static {
     /// The buffers of one operation.
     type Buffers: Send + fmt::Debug;
     /// What a device must be capable of.
     const CAPABILITY: Capabilities;
-    /// Takes the buffers out of an operation of this kind.
-    #[doc(hidden)]
-    fn unwrap(work: Work) -> Option<Self::Buffers>;
 }
 
 /// Copies; see [`Work::Memcpy`].
@@ -137,16 +150,15 @@ pub enum Memset {}
 #[derive(Debug)]
 pub enum Interrupt {}
 
-impl sealed::Sealed for Memcpy {}
-impl sealed::Sealed for Memset {}
-impl sealed::Sealed for Interrupt {}
-
 impl Kind for Memcpy {
     type Buffers = (Destination, Source);
     const CAPABILITY: Capabilities = Capabilities::MEMCPY;
+}
 
-    fn unwrap(work: Work) -> Option<Self::Buffers> {
-        match work {
+impl Sealed for Memcpy {
+    #[inline(always)]
+    fn unwrap(record: Box<Record>) -> Option<(Destination, Source)> {
+        match record.work {
             Work::Memcpy { dst, src } => Some((dst, src)),
             _ => None,
         }
@@ -156,9 +168,12 @@ impl Kind for Memcpy {
 impl Kind for Memset {
     type Buffers = Destination;
     const CAPABILITY: Capabilities = Capabilities::MEMSET;
+}
 
-    fn unwrap(work: Work) -> Option<Self::Buffers> {
-        match work {
+impl Sealed for Memset {
+    #[inline(always)]
+    fn unwrap(record: Box<Record>) -> Option<Destination> {
+        match record.work {
             Work::Memset { dst, .. } => Some(dst),
             _ => None,
         }
@@ -168,8 +183,10 @@ impl Kind for Memset {
 impl Kind for Interrupt {
     type Buffers = ();
     const CAPABILITY: Capabilities = Capabilities::INTERRUPT;
+}
 
-    fn unwrap(work: Work) -> Option<()> {
-        matches!(work, Work::Interrupt).then_some(())
+impl Sealed for Interrupt {
+    fn unwrap(record: Box<Record>) -> Option<()> {
+        matches!(record.work, Work::Interrupt).then_some(())
     }
 }

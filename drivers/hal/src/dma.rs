@@ -546,6 +546,7 @@ impl DmaSpace {
 
     /// Maps the buffers of an operation, at once and in place. `mapping` held nothing, or the same
     /// for another device. The caller keeps the buffers as long as the mapping.
+    #[inline]
     pub fn map_operation(
         &self,
         mapping: &mut Mapping,
@@ -577,6 +578,7 @@ impl DmaSpace {
         Ok(mapping)
     }
 
+    #[inline]
     fn fill(&self, mapping: &mut Mapping, buffers: &[Buffer<'_>]) -> Result<(), MapError> {
         mapping.clear();
         self.ops
@@ -626,6 +628,7 @@ impl Mapping {
     }
 
     /// Takes the device's access away.
+    #[inline]
     pub fn clear(&mut self) {
         if let Some(ops) = self.ops.take() {
             ops.unmap(&self.raw);
@@ -642,8 +645,11 @@ fn segments(raw: &[(u64, usize)]) -> impl Iterator<Item = Segment<'_>> + Clone {
 }
 
 impl Drop for Mapping {
+    #[inline]
     fn drop(&mut self) {
-        self.clear();
+        if self.ops.is_some() {
+            self.clear();
+        }
     }
 }
 
@@ -682,6 +688,7 @@ pub struct Coherent {
 
 impl Coherent {
     /// Where the device sees it.
+    #[inline]
     pub fn addr(&self) -> DmaAddr<'_> {
         // One segment: `DmaSpace::coherent` refuses others.
         DmaAddr(self.mapping.raw.segments[0].0, PhantomData)
@@ -723,6 +730,7 @@ impl Coherent {
     ///
     /// # Panics
     /// As [`Coherent::load64`].
+    #[inline]
     pub fn store64s(&self, offset: usize, values: &[u64], order: Ordering) {
         for (word, value) in self.words64(offset, values.len()).iter().zip(values) {
             word.store(value.to_le(), order);

@@ -47,6 +47,7 @@ impl Ring {
     }
 
     /// Writes slot `n`, linked to the one after it.
+    #[inline]
     pub(crate) fn write(&self, n: u64, mut descriptor: Descriptor) {
         let start = (n & (self.slots - 1)) as usize * LEN;
         descriptor.0[offset::NEXT / 8] = self.address(n + 1);

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use dma_fence::{Fence, FenceError};
-use dmaengine::{Channel, DmaChan, Flags, Memcpy, Submitted, registry};
+use dmaengine::{Channel, DmaChan, Finished, Flags, Memcpy, Submitted, registry};
 use hal::dma::{Destination, DmaSpace, MapError, Mapping, Memory, Source};
 use hal::time::{Duration, Instant, timeout};
 
@@ -302,15 +302,15 @@ fn report_steps(route: &Route, case: Case, executed: Executed) {
 pub(super) struct Lane {
     channel: Arc<Channel>,
     case: Case,
-    idle: VecDeque<(Destination, Source)>,
+    idle: Vec<(Destination, Source)>,
     flying: VecDeque<Submitted<Memcpy>>,
 }
 
 impl Lane {
     pub(super) fn new(channel: Arc<Channel>, case: Case) -> Result<Self, String> {
-        let mut idle = VecDeque::with_capacity(case.batch);
+        let mut idle = Vec::with_capacity(case.batch);
         for index in 0..case.batch {
-            idle.push_back(buffers(case.size, index).ok_or("out of memory")?);
+            idle.push(buffers(case.size, index).ok_or("out of memory")?);
         }
         Ok(Self {
             channel,
@@ -376,7 +376,7 @@ impl Lane {
     }
 
     fn submit(&mut self) -> Result<(), String> {
-        while let Some((dst, src)) = self.idle.pop_front() {
+        while let Some((dst, src)) = self.idle.pop() {
             let flags = if self.case.mode == Mode::Irq && self.idle.is_empty() {
                 Flags::INTERRUPT
             } else {
@@ -405,12 +405,17 @@ impl Lane {
             .map_err(|error| self.failed(&error))?;
         }
         while let Some(submitted) = self.flying.pop_front() {
-            let finished = submitted
-                .try_finish()
-                .map_err(|_| self.failed(&"out of order"))?;
-            finished.result.map_err(|error| self.failed(&error))?;
-            let buffers = finished.buffers.ok_or_else(|| self.failed(&"lost"))?;
-            self.idle.push_back(buffers);
+            match submitted.try_finish() {
+                Ok(Finished {
+                    result: Ok(()),
+                    buffers: Some(buffers),
+                }) => self.idle.push(buffers),
+                Ok(Finished { result, .. }) => {
+                    let error = result.err();
+                    return Err(error.map_or_else(|| self.failed(&"lost"), |e| self.failed(&e)));
+                }
+                Err(_) => return Err(self.failed(&"out of order")),
+            }
         }
         Ok(())
     }
