@@ -19,6 +19,8 @@ use crate::transcript::Transcript;
 
 /// How long a machine may take for something that takes a second where nothing else runs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at what ends in its own time.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Variables that tests set or leave; none may come in from outside.
 const VARIABLES: [&str; 35] = [
@@ -280,22 +282,24 @@ impl Machine {
             .collect()
     }
 
-    /// Waits until engines have nothing left to do and nothing that they reach: who was stopped ends in
-    /// its own time.
+    /// Waits until no client of a test is left, and engines have nothing to do and reach nothing: who
+    /// was stopped ends in its own time.
     #[track_caller]
     pub fn await_rest(&mut self) {
         let begin = Instant::now();
         loop {
+            let tasks = self.ok("tasks");
+            let clients = tasks.iter().filter(|line| line.ends_with(" dmatest"));
+            let clients = clients.count();
             let lines = self.ok("audit");
             let audit = lines.iter().find(|line| line.starts_with("audit: "));
             let audit = audit.unwrap_or_else(|| panic!("no audit: {lines:#?}"));
-            if ["rings", "iova", "leaked"]
-                .iter()
-                .all(|name| number(audit, name) == 0)
-            {
+            let at_rest = |name: &&str| number(audit, name) == 0;
+            if clients == 0 && ["rings", "iova", "leaked"].iter().all(at_rest) {
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "{audit}");
+            assert!(begin.elapsed() < PATIENCE, "{clients} clients, {audit}");
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 

@@ -121,20 +121,7 @@ fn stop(machine: &mut Machine, jobs: usize) {
     for job in 1..=jobs {
         machine.ok(&format!("stop {job}"));
     }
-    // Long chains take their time to end.
-    let begin = Instant::now();
-    let line = loop {
-        let audit = machine.ok("audit");
-        let line = audit.iter().find(|line| line.starts_with("audit: "));
-        let line = line.unwrap_or_else(|| panic!("{audit:#?}")).clone();
-        if number(&line, "rings") == 0 || begin.elapsed() > PATIENCE {
-            break line;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    };
-    for name in ["rings", "iova", "leaked"] {
-        assert_eq!(number(&line, name), 0, "{line}");
-    }
+    machine.await_rest();
 }
 
 /// Stops the tests in the background, and the machine: nothing may have failed, be lost or be left,
