@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dma_fence::{Fence, FenceError};
-use hal::time::{Duration, Instant, poll_until, sleep};
+use hal::time::{Duration, Instant, pause, poll_until};
 
 use crate::capability::Capabilities;
 use crate::chan::Chan;
@@ -128,7 +128,7 @@ async fn hand_on(other: &mut Option<Other>, mut operation: Operation) -> Option<
         }
         other.hold.chan.issue_pending();
         other.hold.chan.ops.poll();
-        sleep(STEP).await;
+        pause(STEP).await;
     }
 }
 

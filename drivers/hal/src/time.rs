@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::future::{Future, poll_fn};
+use core::mem;
 use core::ops::{Add, Sub};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
@@ -117,6 +118,22 @@ pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(Instant::now() + duration)
 }
 
+/// The same, and lets the other tasks of this CPU run even where that is over at once: for who looks
+/// again and again.
+pub async fn pause(duration: Duration) {
+    let mut sleep = pin!(sleep(duration));
+    let mut begins = true;
+    poll_fn(|cx| {
+        let slept = sleep.as_mut().poll(cx);
+        if mem::take(&mut begins) && slept.is_ready() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        slept
+    })
+    .await;
+}
+
 /// Awaits `future`, at most for `limit`.
 pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
     let mut future = pin!(future);
@@ -130,8 +147,8 @@ pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Res
     .await
 }
 
-/// Asks `done` until it says yes, sleeping `step` between the questions, at most for `limit`; it
-/// is asked once more when the limit has run out. For hardware that raises no interrupt.
+/// Asks `done` until it says yes, with a [`pause`] of `step` between the questions, at most for `limit`;
+/// it is asked once more when the limit has run out. For hardware that raises no interrupt.
 pub async fn poll_until(
     limit: Duration,
     step: Duration,
@@ -146,6 +163,6 @@ pub async fn poll_until(
         if last {
             return Err(Elapsed);
         }
-        sleep(step).await;
+        pause(step).await;
     }
 }

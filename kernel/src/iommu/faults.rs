@@ -9,7 +9,7 @@
 use alloc::sync::Arc;
 
 use hal::irq::IrqEvent;
-use hal::time::{Duration, Instant, sleep};
+use hal::time::{Duration, Instant, pause};
 use spin::Mutex;
 use vtd::{Access, Fault, Reporter, Telling, Unit};
 
@@ -68,7 +68,7 @@ async fn watch(source: Arc<Source>, event: Arc<IrqEvent>) {
             }
             rounds += 1;
             if rounds % ROUNDS == 0 {
-                sleep(PAUSE).await;
+                pause(PAUSE).await;
             }
         }
         seen = event.beyond(seen).await;

@@ -140,7 +140,7 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{Instant, sleep, timeout};
+    use crate::time::{Instant, poll_until, sleep, timeout};
     use core::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -160,6 +160,13 @@ mod tests {
         // Every task has ended when all have let go of it.
         assert!(receiver.recv().is_err());
         assert_eq!(RAN.load(Ordering::Relaxed), 19);
+    }
+
+    #[test]
+    fn who_looks_again_and_again_lets_others_run() {
+        // A step that is over before anybody could sleep, as on a machine that is slow.
+        let looks = poll_until(Duration::from_secs(3600), Duration::ZERO, || false);
+        assert!(block_on(timeout(Duration::from_millis(5), looks)).is_err());
     }
 
     #[test]
