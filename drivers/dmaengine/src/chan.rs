@@ -74,8 +74,9 @@ pub(crate) struct Chan {
     fills: AtomicU64,
     parities: AtomicU64,
     bytes: AtomicU64,
-    errors: AtomicU64,
-    /// Those of the errors that a client asked for.
+    /// Operations that ended with an error that no client asked for.
+    failures: AtomicU64,
+    /// Those that a client gave up.
     terminated: AtomicU64,
     pub(crate) notice: Notice,
     pub(crate) pace: Pace,
@@ -138,7 +139,7 @@ impl Chan {
             fills: AtomicU64::new(0),
             parities: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             terminated: AtomicU64::new(0),
             notice: Notice::default(),
             pace: Pace::default(),
@@ -311,10 +312,11 @@ impl Chan {
     #[inline]
     pub(crate) fn count(&self, work: &Work, result: Result<(), FenceError>) {
         if let Err(error) = result {
-            self.errors.fetch_add(1, Ordering::Relaxed);
-            if error == FenceError::Terminated {
-                self.terminated.fetch_add(1, Ordering::Relaxed);
-            }
+            let counter = match error {
+                FenceError::Terminated => &self.terminated,
+                _ => &self.failures,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
             return;
         }
         match work {
@@ -353,12 +355,9 @@ impl Chan {
         self.room.wake_all();
     }
 
-    /// Operations that ended with an error that no client asked for.
+    /// Operations that ended with an error that no client asked for. It only grows.
     pub(crate) fn failures(&self) -> u64 {
-        let terminated = self.terminated.load(Ordering::Relaxed);
-        self.errors
-            .load(Ordering::Relaxed)
-            .saturating_sub(terminated)
+        self.failures.load(Ordering::Relaxed)
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -367,7 +366,7 @@ impl Chan {
             fills: self.fills.load(Ordering::Relaxed),
             parities: self.parities.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
+            errors: self.failures() + self.terminated.load(Ordering::Relaxed),
         }
     }
 }

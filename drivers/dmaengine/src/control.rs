@@ -45,10 +45,10 @@ impl Channel {
     }
 
     /// Waits until the hardware processes nothing more. What is submitted and issued before or
-    /// meanwhile waits for [`Channel::resume`], for the channel's stop, which hands it back or
-    /// ends it, or for [`Channel::terminate_all`], which does not end the pause. An operation that
-    /// was under way may have been done in part, and is done again. Dropping the future leaves the
-    /// channel to pause.
+    /// meanwhile waits for [`Channel::resume`], or for [`Channel::terminate_all`], which does not end
+    /// the pause. An operation that was under way may have been done in part, and is done again.
+    /// Dropping the future leaves the channel to pause. The pause ends with the client's hold of the
+    /// channel at the latest; what a removal revokes is done elsewhere.
     ///
     /// Only who holds the channel alone may do so.
     pub async fn pause(&self) -> Result<(), PauseError> {
@@ -141,6 +141,23 @@ mod tests {
         let submitted = copy(&channel);
         channel.issue_pending();
         assert_eq!(block_on(submitted.finish()).result, Ok(()));
+    }
+
+    #[test]
+    fn a_pause_ends_with_its_client_also_where_the_channel_does_not_stop() {
+        let registry = Registry::new();
+        let mock = Mock::eager(8);
+        registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        let channel = block_on(registry.channel("dma0chan0").unwrap().request()).unwrap();
+        let chan = channel.chan().clone();
+        let others = chan.life.force(&chan, &crate::Client::default());
+        assert_eq!(block_on(channel.pause()), Ok(()));
+        let held = copy(&channel);
+        channel.issue_pending();
+        drop(channel);
+        assert_eq!(block_on(held.finish()).result, Ok(()));
+        assert_eq!(mock.state.lock().stops, 0);
+        block_on(others.release());
     }
 
     #[test]

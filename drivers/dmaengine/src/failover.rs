@@ -11,12 +11,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dma_fence::{Fence, FenceError};
+use hal::task::yield_now;
 use hal::time::{Duration, Instant, pause, poll_until};
 
 use crate::capability::Capabilities;
-use crate::chan::Chan;
+use crate::chan::{Chan, DmaChan};
 use crate::client::Client;
-use crate::life::{Hold, Sharing};
+use crate::life::{Hold, RequestError, Sharing};
 use crate::operation::Operation;
 use crate::provider::{Rejected, SubmitReason};
 use crate::registry::Registry;
@@ -41,7 +42,6 @@ pub(crate) struct Outcome {
 /// may still write for end with an error, which their channels count.
 pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut other: Option<Other> = None;
     let (exposed, operations): (Vec<_>, Vec<_>) =
         operations.into_iter().partition(Operation::is_exposed);
     if !exposed.is_empty() {
@@ -53,6 +53,8 @@ pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outc
     for operation in exposed {
         operation.complete(Err(FenceError::Gone));
     }
+    let mut other: Option<Other> = None;
+    let mut failed = Vec::new();
     for operation in operations {
         let Some(operation) = hand_on(&mut other, operation).await else {
             continue;
@@ -61,9 +63,14 @@ pub(crate) async fn run(registry: &Registry, operations: Vec<Operation>) -> Outc
         if let Some(other) = other.take() {
             other.finish(&mut outcome).await;
         }
-        if let Some(operation) = choose(registry, &mut other, operation).await {
-            by_cpu(registry, operation);
-            outcome.by_cpu += 1;
+        match choose(registry, &mut failed, operation).await {
+            Ok(next) => other = Some(next),
+            Err(operation) => {
+                by_cpu(registry, operation);
+                outcome.by_cpu += 1;
+                // One may be as long as a device's longest.
+                yield_now().await;
+            }
         }
     }
     if let Some(other) = other {
@@ -79,10 +86,17 @@ struct Other {
 }
 
 impl Other {
-    /// Gives it an operation that fits; `Err` with it where the channel does not take it.
+    /// Gives it an operation that fits; `Err` with it where the channel does not take it: then it is
+    /// counted where it was.
     fn give(&mut self, operation: Operation) -> Result<(), Rejected> {
-        let fence = operation.fence();
-        self.hold.chan.adopt(operation)?;
+        let (fence, from) = (operation.fence(), operation.chan());
+        let adopted = self.hold.chan.adopt(operation);
+        adopted.map_err(|mut rejected| {
+            if let Some(from) = &from {
+                rejected.operation.move_to(from);
+            }
+            rejected
+        })?;
         self.taken.extend(fence);
         Ok(())
     }
@@ -132,31 +146,35 @@ async fn hand_on(other: &mut Option<Other>, mut operation: Operation) -> Option<
     }
 }
 
-/// Finds a channel that can and will take `operation`. Else gives it back.
+/// Finds a channel that can and will take `operation`. Else gives it back. Those that `failed` to
+/// start are not asked again: that takes long.
 async fn choose(
     registry: &Registry,
-    other: &mut Option<Other>,
+    failed: &mut Vec<Arc<Chan>>,
     mut operation: Operation,
-) -> Option<Operation> {
+) -> Result<Other, Operation> {
     let client = Client::new("failover");
-    for chan in registry.channels() {
-        if !fits(&chan.inner, &operation) {
+    for DmaChan { inner: chan } in registry.channels() {
+        if !fits(&chan, &operation) || failed.iter().any(|other| Arc::ptr_eq(other, &chan)) {
             continue;
         }
-        let Ok(hold) = Hold::take(&chan.inner, &client, Sharing::Routed).await else {
-            continue;
+        let hold = match Hold::take(&chan, &client, Sharing::Routed).await {
+            Ok(hold) => hold,
+            Err(error) => {
+                if matches!(error, RequestError::Start(_) | RequestError::Bind(_)) {
+                    failed.push(chan);
+                }
+                continue;
+            }
         };
         let taken = Vec::new();
         let mut next = Other { hold, taken };
         match next.give(operation) {
-            Ok(()) => {
-                *other = Some(next);
-                return None;
-            }
+            Ok(()) => return Ok(next),
             Err(rejected) => operation = rejected.operation,
         }
     }
-    Some(operation)
+    Err(operation)
 }
 
 fn fits(chan: &Arc<Chan>, operation: &Operation) -> bool {
@@ -178,6 +196,7 @@ mod tests {
     use crate::Flags;
     use crate::mock::{self, Mock};
     use crate::{Channel, Finished, Submitted, Work};
+    use core::future::Future;
     use hal::dma::withheld;
     use hal::dma::{Destination, Memory, Source};
     use hal::host::block_on;
@@ -221,6 +240,92 @@ mod tests {
         assert!(withheld() >= before + 3);
         let other = registry.channel("dma1chan0").unwrap();
         assert_eq!(other.counters().copies, 0);
+    }
+
+    /// Two engines, and a client of the first with operations under way in it.
+    struct Leaving {
+        registry: Registry,
+        mock: Arc<Mock>,
+        _channel: Channel,
+        copies: Vec<Submitted<crate::Memcpy>>,
+    }
+
+    fn leaving(other: &Arc<Mock>, copies: usize) -> Leaving {
+        let registry = Registry::new();
+        let mock = Mock::new(8);
+        let device = registry.register(mock::info(), vec![mock.clone()]).unwrap();
+        registry
+            .register(mock::info(), vec![other.clone()])
+            .unwrap();
+        let channel = block_on(device.channels().next().unwrap().request()).unwrap();
+        let copies = (0..copies).map(|_| copy(&channel)).collect();
+        channel.issue_pending();
+        Leaving {
+            registry,
+            mock,
+            _channel: channel,
+            copies,
+        }
+    }
+
+    fn remove_first(registry: &Registry) -> crate::Removal {
+        let device = registry.devices().remove(0);
+        block_on(registry.unregister(&device, Duration::from_millis(5)))
+    }
+
+    #[test]
+    fn a_channel_that_does_not_start_is_asked_once() {
+        let mock = Mock::new(8);
+        mock.state.lock().refuse_start = Some(crate::StartError::Gone);
+        let leaving = leaving(&mock, 4);
+        let removal = remove_first(&leaving.registry);
+        assert_eq!((removal.by_cpu, removal.lost), (4, 0));
+        assert_eq!(mock.state.lock().starts, 1);
+        for copy in leaving.copies {
+            assert_eq!(block_on(copy.finish()).result, Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_channel_refuses_is_not_counted_there() {
+        let mock = Mock::new(8);
+        let leaving = leaving(&mock, 1);
+        mock.state.lock().refused = Capabilities::MEMCPY;
+        let registry = &leaving.registry;
+        let [from, to] = [0, 1].map(|index| registry.channels()[index].inner.clone());
+        let hold = block_on(Hold::take(&to, &Client::default(), Sharing::Routed)).unwrap();
+        let taken = Vec::new();
+        let mut other = Other { hold, taken };
+        let operation = leaving.mock.state.lock().ring.pop_front().unwrap();
+        let rejected = other.give(operation).unwrap_err();
+        assert_eq!((from.in_flight(), to.in_flight()), (1, 0));
+        by_cpu(registry, rejected.operation);
+        assert_eq!(from.in_flight(), 0);
+    }
+
+    #[test]
+    fn others_run_between_what_the_cpu_does() {
+        let mock = Mock::new(8);
+        let leaving = leaving(&mock, 4);
+        let alone = Registry::new();
+        let operations = leaving.mock.state.lock().ring.drain(..).collect();
+        let mut run = core::pin::pin!(run(&alone, operations));
+        let ended = || {
+            leaving
+                .copies
+                .iter()
+                .filter(|copy| copy.fence().is_signalled())
+        };
+        let mut rounds = 0;
+        let outcome = block_on(core::future::poll_fn(|cx| {
+            rounds += 1;
+            let before = ended().count();
+            let polled = run.as_mut().poll(cx);
+            assert!(ended().count() <= before + 1);
+            polled
+        }));
+        assert_eq!(outcome.by_cpu, 4);
+        assert!(rounds > 4);
     }
 
     /// The other engine has work of its own, which never ends by itself here.

@@ -126,6 +126,12 @@ impl State {
     fn find(&mut self, id: u64) -> Option<&mut Bound> {
         self.clients.iter_mut().find(|bound| bound.id == id)
     }
+
+    fn bind(&mut self, id: u64, binding: Binding) {
+        if let Some(bound) = self.find(id) {
+            bound.binding = binding;
+        }
+    }
 }
 
 /// A channel's life, as [`Chan`] embeds it.
@@ -297,6 +303,10 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
+        if self.sharing == Sharing::Exclusive {
+            // While nobody else can have paused it.
+            self.chan.ops.resume();
+        }
         let others = {
             let mut state = self.chan.life.state.lock();
             if let Some(bound) = state.find(self.id) {
@@ -379,8 +389,10 @@ fn settle(chan: &Arc<Chan>) {
                 let mut state = chan.life.state.lock();
                 let step = next_step(&mut state);
                 state.settling = step.is_some();
-                if let Some(Step::Stop) = step {
-                    state.phase = Phase::Stopping;
+                match &step {
+                    Some(Step::Stop) => state.phase = Phase::Stopping,
+                    Some(Step::Set(id, _)) => state.bind(*id, Binding::Asked),
+                    Some(Step::Start(_) | Step::Release(..)) | None => {}
                 }
                 step
             };
@@ -403,22 +415,13 @@ async fn take(chan: &Arc<Chan>, step: Step) {
             };
         }
         Step::Set(id, client) => {
-            if let Some(bound) = life.state.lock().find(id) {
-                bound.binding = Binding::Asked;
-            }
             let result = chan.ops.set_client(&client).await;
-            if let Some(bound) = life.state.lock().find(id) {
-                bound.binding = match result {
-                    Ok(()) => Binding::Set,
-                    Err(error) => Binding::Refused(error),
-                };
-            }
+            let binding = result.map_or_else(Binding::Refused, |()| Binding::Set);
+            life.state.lock().bind(id, binding);
         }
         Step::Release(id, client) => {
             chan.ops.release_client(&client).await;
-            if let Some(bound) = life.state.lock().find(id) {
-                bound.binding = Binding::Unset;
-            }
+            life.state.lock().bind(id, Binding::Unset);
         }
         Step::Stop => {
             chan.ops.stop().await;

@@ -191,6 +191,15 @@ impl Operation {
         duty.map(|duty| duty.signaler.fence())
     }
 
+    /// The channel that counts it: whose ring it is in, or was last.
+    pub(crate) fn chan(&self) -> Option<Arc<Chan>> {
+        let completion = &self.record.completion;
+        match &completion.ride {
+            Some(ride) => ride.ring.clone(),
+            None => completion.duty.as_ref().map(|duty| duty.chan.clone()),
+        }
+    }
+
     /// Leaves its channel, of whose ring it is out, for another, or its channel's waiting ones for
     /// the ring. Cookie and fence stay.
     pub(crate) fn move_to(&mut self, chan: &Arc<Chan>) {

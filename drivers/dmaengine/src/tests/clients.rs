@@ -4,6 +4,7 @@ use alloc::string::{String, ToString};
 use std::vec;
 
 use super::*;
+use crate::life::{Hold, Sharing};
 use crate::{Capabilities, Client, Lookup, Mapping, Place, RequestError, StartError};
 
 fn one(registry: &Registry) -> (Arc<Mock>, crate::DmaChan) {
@@ -120,6 +121,23 @@ fn s3_7_each_client_of_a_shared_channel_is_set_and_released() {
         ),
         (1, 3, 3, 1)
     );
+}
+
+#[test]
+fn who_goes_while_its_provider_is_told_of_it_is_released() {
+    let registry = Registry::new();
+    let (mock, chan) = one(&registry);
+    let first = block_on(chan.share()).unwrap();
+    let client = Client::new("brief");
+    for turns in 0..mock::times(3000) {
+        let brief = Hold::join(&chan.inner, &client, Sharing::Shared).unwrap();
+        (0..turns % 200).for_each(|_| std::hint::spin_loop());
+        drop(brief);
+    }
+    block_on(first.release());
+    let trace = trace(&mock);
+    let times = |what: &str| trace.iter().filter(|line| *line == what).count();
+    assert_eq!(times("set brief"), times("release brief"));
 }
 
 #[test]

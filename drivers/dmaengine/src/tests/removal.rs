@@ -310,6 +310,30 @@ fn what_a_client_terminates_is_not_lost() {
     });
 }
 
+/// Failures are compared while operations end on other CPUs.
+#[test]
+fn what_a_client_terminates_is_no_failure_at_any_moment() {
+    let registry = Registry::new();
+    let _device = device(&registry, &[Mock::new(4)]);
+    let channel = block_on(registry.request(Capabilities::MEMCPY)).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut worst = 0;
+            while !over.load(Ordering::Relaxed) {
+                worst = worst.max(channel.chan().failures());
+            }
+            worst
+        });
+        for _ in 0..mock::times(20_000) {
+            drop(copy(&channel, 64));
+            channel.terminate_all();
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(looks.join().unwrap(), 0);
+    });
+}
+
 #[test]
 fn an_unload_keeps_out_who_comes_late() {
     for _ in 0..mock::times(50) {
