@@ -10,7 +10,6 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::mem;
 use core::time::Duration;
 
 use crate::context::next_context;
@@ -213,21 +212,25 @@ impl Shared {
     /// Signals the points that have been reached, and listens for the next if somebody waits.
     fn advance(self: &Arc<Self>) {
         loop {
-            let oldest = self.prune();
+            self.prune();
             let (due, listen) = {
                 let mut state = self.state.lock();
+                // Looked at here: points may have been added since.
+                let oldest = state.pending.front().cloned();
                 let reached = |seqno| oldest.as_ref().is_none_or(|(oldest, _)| seqno < *oldest);
                 let due: Vec<_> = state
                     .waiting
                     .extract_if(.., |(seqno, ..)| reached(*seqno))
                     .collect();
-                let wanted = !state.waiting.is_empty();
-                (due, wanted && !mem::replace(&mut state.listening, true))
+                let wanted = !state.waiting.is_empty() && !state.listening;
+                let listen = oldest.filter(|_| wanted);
+                state.listening |= listen.is_some();
+                (due, listen)
             };
             for (_, work, signaler) in due {
                 signaler.signal(work.result().unwrap_or(Err(FenceError::Abandoned)));
             }
-            let Some((_, work)) = oldest.filter(|_| listen) else {
+            let Some((_, work)) = listen else {
                 return;
             };
             let shared = self.clone();

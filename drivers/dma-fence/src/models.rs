@@ -206,6 +206,24 @@ fn a_point_is_signalled_once_whoever_looks() {
     });
 }
 
+#[test]
+fn a_point_that_is_added_while_the_last_one_ends_waits_for_its_work() {
+    loom::model(|| {
+        let (one, first) = Fence::new(1, 1);
+        let (two, second) = Fence::new(1, 2);
+        let chain = Chain::new();
+        let heard = listen(&chain.add(1, first).unwrap());
+        let worker = thread::spawn(move || one.signal(Ok(())));
+        let point = chain.add(2, second).unwrap();
+        let late = listen(&point);
+        worker.join().unwrap();
+        assert_eq!(*heard.lock(), [Ok(())]);
+        assert_eq!(*late.lock(), []);
+        two.signal(Ok(()));
+        assert_eq!(*late.lock(), [Ok(())]);
+    });
+}
+
 /// An engine whose interrupt, once armed, comes with the next change of the word alone.
 struct Word {
     value: AtomicUsize,

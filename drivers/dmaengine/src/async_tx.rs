@@ -228,15 +228,14 @@ impl AsyncTx {
 
     /// The preferred channel, which is let go of when its device leaves.
     async fn preferred(&self) -> Option<Arc<Channel>> {
-        let left = {
-            let mut preferred = self.preferred.lock();
-            match preferred.as_ref() {
-                Some(channel) if !channel.is_leaving() => return Some(channel.clone()),
-                Some(_) => preferred.take(),
-                None => return None,
-            }
-        };
+        match self.preferred.lock().as_ref() {
+            Some(channel) if !channel.is_leaving() => return Some(channel.clone()),
+            Some(_) => {}
+            None => return None,
+        }
+        // First: who gives up meanwhile leaves it to the next transfer.
         self.become_interested().await;
+        let left = self.preferred.lock().take();
         drop(left);
         None
     }
@@ -443,6 +442,30 @@ mod tests {
             "cpu",
             "somebody has it alone"
         );
+    }
+
+    #[test]
+    #[cfg(feature = "hotplug")]
+    fn a_transfer_that_is_given_up_while_its_channel_leaves_is_not_the_last_by_an_engine() {
+        let registry = Registry::new();
+        let leaving = registry
+            .register(mock::info(), vec![Mock::eager(2)])
+            .unwrap();
+        registry
+            .register(mock::info(), vec![Mock::eager(2)])
+            .unwrap();
+        let chan = registry.channel("dma0chan0").unwrap();
+        let client = Client::new("tx");
+        let tx = block_on(AsyncTx::new(&registry, &client, Some(&chan))).unwrap();
+        block_on(registry.unregister(&leaving, Duration::from_millis(5)));
+        let (dst, src) = buffers(64);
+        let mut given_up = Box::pin(tx.copy(dst, src));
+        let mut context = core::task::Context::from_waker(core::task::Waker::noop());
+        // While the other engine's channels start, unless they are very quick.
+        let _ = given_up.as_mut().poll(&mut context);
+        drop(given_up);
+        let (dst, src) = buffers(64);
+        assert_eq!(block_on(tx.copy(dst, src)).unwrap().via.name(), "dma1chan0");
     }
 
     #[test]

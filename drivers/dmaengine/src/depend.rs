@@ -16,8 +16,9 @@
 //! they run elsewhere. They end in the order of their dependencies, not of their channel: each has
 //! a fence context of its own.
 //!
-//! Handing over is iterative: who finds another at it leaves its operation to that one, so that a
-//! chain of any length needs no more stack than there are channels in it. All in task context.
+//! Handing over is iterative: who finds another at it leaves its operation to that one, and what is
+//! not to run is left to a task; so that a chain of any length, over any number of channels, needs no
+//! stack. All in task context.
 //! Lock order: this module's lists → a channel's submit lock.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -143,7 +144,7 @@ impl Chan {
 
     /// A dependency of the operation `cookie` has ended.
     fn ended(self: &Arc<Self>, cookie: Cookie, result: Result<(), FenceError>) {
-        {
+        let runs = {
             let mut lists = self.depend.lists.lock();
             let Some(waiting) = lists.waiting.get_mut(&cookie) else {
                 return; // It was terminated.
@@ -153,6 +154,7 @@ impl Chan {
             if waiting.left > 0 {
                 return;
             }
+            let runs = waiting.result.is_ok();
             if let Some(Waiting {
                 operation, result, ..
             }) = lists.waiting.remove(&cookie)
@@ -162,8 +164,10 @@ impl Chan {
             if mem::replace(&mut lists.busy, true) {
                 return;
             }
-        }
-        let turn = self.turn();
+            runs
+        };
+        // What does not run ends at once, and so does what depends on it, on this stack.
+        let turn = if runs { self.turn() } else { Turn::More };
         if matches!(turn, Turn::Done) {
             return;
         }

@@ -204,6 +204,10 @@ impl Life {
         state.departing = true;
     }
 
+    fn is_departing(&self) -> bool {
+        self.state.lock().departing
+    }
+
     /// Waits until nobody would lose it, at most until `deadline`.
     pub(crate) async fn released(&self, deadline: Instant) {
         let none = || (self.holders() == 0).then_some(());
@@ -434,6 +438,10 @@ async fn take(chan: &Arc<Chan>, step: Step) {
             if departing {
                 chan.unfinished.lock().extend(reclaimed);
                 return;
+            }
+            // The removal knows nothing of the lists of a virtual channel.
+            if chan.physical().life.is_departing() {
+                return chan.finish_elsewhere(reclaimed).await;
             }
             for operation in reclaimed {
                 operation.complete(Err(FenceError::Terminated));

@@ -202,8 +202,9 @@ impl<R: Slots, T> Queue<R, T> {
         }
         let mut cleaner = self.cleaner.lock();
         cleaner.entries.extend(producer.pending.drain(..));
-        drop(cleaner);
+        // Under both locks: who looks knows all that the engine may be done with.
         self.issued.store(producer.head, Ordering::Release);
+        drop(cleaner);
         if producer.live {
             doorbell(producer.head - producer.base);
         }

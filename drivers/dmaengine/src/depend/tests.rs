@@ -314,6 +314,25 @@ fn long_chains_need_no_stack() {
     small.spawn(chains).unwrap().join().unwrap();
 }
 
+/// As many channels as operations: each is another's to hand over.
+#[test]
+fn an_error_that_goes_from_channel_to_channel_needs_no_stack() {
+    let mocks: Vec<_> = (0..mock::size(400)).map(|_| Mock::eager(4)).collect();
+    let (_registry, channels) = machine(&mocks.iter().collect::<Vec<_>>());
+    let fail = || {
+        let (signaler, mut last) = Fence::new(dma_fence::next_context(), 1);
+        for channel in &channels {
+            let descriptor = nothing(channel).after(&last);
+            last = channel.submit(descriptor).unwrap().fence().clone();
+        }
+        signaler.signal(Err(FenceError::Map));
+        until(|| last.is_signalled());
+        assert_eq!(last.result(), Some(Err(FenceError::Map)));
+    };
+    let small = thread::Builder::new().stack_size(96 << 10);
+    thread::scope(|scope| small.spawn_scoped(scope, fail).unwrap().join().unwrap());
+}
+
 #[test]
 fn terminating_a_long_chain_needs_no_stack() {
     let small = thread::Builder::new().stack_size(96 << 10);

@@ -571,6 +571,34 @@ proptest! {
 }
 
 #[test]
+fn what_is_listed_when_a_client_lets_go_of_a_leaving_device_is_not_terminated() {
+    let mock = Mock::new(1);
+    let (registry, chan) = machine(&mock);
+    let client = client(&chan, "a");
+    let all = many(&client, 3);
+    client.issue_pending();
+    let device = registry.devices().remove(0);
+    thread::scope(|scope| {
+        let removal =
+            scope.spawn(|| block_on(registry.unregister(&device, Duration::from_secs(10))));
+        block_on(client.removed());
+        let left = (*client).clone();
+        let release = scope.spawn(|| block_on(client.release()));
+        until(|| left.clients() == 0);
+        // By then its lists are closed.
+        thread::sleep(SOON);
+        until(|| {
+            mock.finish(Ok(()));
+            release.is_finished()
+        });
+        release.join().unwrap();
+        assert_eq!(removal.join().unwrap().lost, 0);
+    });
+    until(|| results(&all).iter().all(Option::is_some));
+    assert_eq!(results(&all), [Some(Ok(())); 3]);
+}
+
+#[test]
 fn s1_16_virtual_clients_are_told_of_a_removal_and_their_work_goes_elsewhere() {
     let registry = Registry::new();
     let mock = Mock::new(2);
