@@ -134,16 +134,17 @@ impl Chan {
         self.depend.lists.lock().waiting.insert(cookie, waiting);
         for fence in after {
             let chan = self.clone();
-            let listed = fence.add_callback(move |result| chan.ended(cookie, result));
+            let listed = fence.add_callback(move |result| chan.ended(cookie, result, true));
             if let Err(AlreadySignalled(result)) = listed {
-                self.ended(cookie, result);
+                self.ended(cookie, result, false);
             }
         }
-        self.ended(cookie, Ok(()));
+        self.ended(cookie, Ok(()), false);
     }
 
-    /// A dependency of the operation `cookie` has ended.
-    fn ended(self: &Arc<Self>, cookie: Cookie, result: Result<(), FenceError>) {
+    /// A dependency of the operation `cookie` has ended; `told` by its fence, on the stack of who
+    /// ended it.
+    fn ended(self: &Arc<Self>, cookie: Cookie, result: Result<(), FenceError>, told: bool) {
         let runs = {
             let mut lists = self.depend.lists.lock();
             let Some(waiting) = lists.waiting.get_mut(&cookie) else {
@@ -166,8 +167,12 @@ impl Chan {
             }
             runs
         };
-        // What does not run ends at once, and so does what depends on it, on this stack.
-        let turn = if runs { self.turn() } else { Turn::More };
+        // What does not run ends at once, and what depends on it would on this stack as well.
+        let turn = if told && !runs {
+            Turn::More
+        } else {
+            self.turn()
+        };
         if matches!(turn, Turn::Done) {
             return;
         }

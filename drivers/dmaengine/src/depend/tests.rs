@@ -131,8 +131,8 @@ fn errors_reach_what_depends_on_them() {
         "it ends after all its dependencies"
     );
     right.finish(Ok(()));
+    let finished = block_on(c.finish());
     assert_eq!((in_ring(&left), in_ring(&right)), (vec![], vec![]));
-    let finished = c.try_finish().unwrap();
     assert_eq!(finished.result, error);
     assert_eq!(finished.buffers.unwrap().into_memory()[..8], [0; 8]);
     let finished = b.try_finish().unwrap();
@@ -267,6 +267,7 @@ fn a_termination_ends_what_waits() {
         .unwrap();
     channels[1].terminate_all();
     let terminated = Some(Err(FenceError::Terminated));
+    until(|| elsewhere.fence().is_signalled());
     for submitted in [&b, &c, &elsewhere] {
         assert_eq!(submitted.fence().result(), terminated);
     }
