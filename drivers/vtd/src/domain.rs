@@ -165,15 +165,22 @@ impl Domain {
     /// Has the unit see all changes: on `Ok` it goes by the tables alone. Several changes cost one
     /// wait. An error means that the unit has failed: [`Unit::failed`].
     pub fn flush(&self) -> Result<(), Error> {
-        let mut stale = self.stale.lock();
-        if stale.is_empty() {
+        if self.stale.lock().is_empty() {
             return Ok(());
         }
         if !self.is_attached() {
-            // The unit has forgotten all of the domain, and does not look at it.
-            *stale = Stale::default();
-            return Ok(());
+            // Who takes the device's access away has this until the unit has said so.
+            let _tables = self.tables.lock();
+            if !self.is_attached() {
+                if self.unit.failed() {
+                    return Err(Error::Failed);
+                }
+                // The unit has forgotten all of the domain, and does not look at it.
+                *self.stale.lock() = Stale::default();
+                return Ok(());
+            }
         }
+        let mut stale = self.stale.lock();
         self.unit.forget_stale(self.id, &stale)?;
         *stale = Stale::default();
         Ok(())

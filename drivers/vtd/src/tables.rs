@@ -208,9 +208,12 @@ impl Tables {
             snooped: self.snooped,
             flags: flags(permissions),
             done: 0,
+            tables: false,
         };
         let result = map.fill(&mut self.root, self.levels, iova, phys, len);
         let done = map.done;
+        // Who remembers what is not there may remember it of a table as well.
+        stale.tables_changed |= map.tables;
         if result.is_err() {
             if done > 0 {
                 clear(&mut self.root, self.levels, iova, done, stale);
@@ -335,6 +338,8 @@ struct Map<'a> {
     flags: u64,
     /// Bytes mapped so far, from the start on.
     done: u64,
+    /// Tables have come.
+    tables: bool,
 }
 
 impl Map<'_> {
@@ -398,6 +403,7 @@ impl Map<'_> {
                 }));
                 node.frame.set(at, entry);
                 node.live += 1;
+                self.tables = true;
                 below
             }
         };

@@ -407,6 +407,37 @@ fn a_unit_that_never_answers_is_left_alone() {
 }
 
 #[test]
+fn what_a_unit_has_not_forgotten_is_not_flushed_by_a_revocation() {
+    let (fake, unit) = unit(CAP | levels(4), ECAP);
+    let domain = domain(&unit, 0);
+    domain.map(0, PHYS, PAGE, Permissions::all()).unwrap();
+    domain.flush().unwrap();
+    domain.unmap(0, PAGE).unwrap();
+    fake.silent.store(true, Ordering::Relaxed);
+    assert!(matches!(domain.revoke(), Err(Error::Silent(_))));
+    assert_eq!(domain.flush(), Err(Error::Failed));
+}
+
+/// The unit may look through its memory of the domain until it has answered.
+#[test]
+fn a_flush_waits_for_a_revocation_under_way() {
+    let (fake, unit) = unit(CAP | levels(4), ECAP);
+    let domain = domain(&unit, 0);
+    domain.map(0, PHYS, PAGE, Permissions::all()).unwrap();
+    domain.flush().unwrap();
+    domain.unmap(0, PAGE).unwrap();
+    fake.silent.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let revocation = scope.spawn(|| domain.revoke());
+        while !domain.is_revoked() {
+            std::thread::yield_now();
+        }
+        assert!(domain.flush().is_err());
+        assert!(revocation.join().unwrap().is_err());
+    });
+}
+
+#[test]
 fn a_queue_that_refuses_fails_the_unit() {
     let (fake, unit) = unit(CAP | levels(4), ECAP);
     let domain = domain(&unit, 0);

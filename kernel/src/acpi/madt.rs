@@ -86,8 +86,15 @@ impl Madt {
 
     fn entry(&mut self, kind: u8, entry: &[u8]) -> Option<()> {
         match kind {
-            0 if u32_at(entry, 4)? & ENABLED != 0 => self.add_cpu(u8_at(entry, 3)?.into()),
-            9 if u32_at(entry, 8)? & ENABLED != 0 => self.add_cpu(u32_at(entry, 4)?),
+            // All ones address every CPU: they name none.
+            0 if u32_at(entry, 4)? & ENABLED != 0 => match u8_at(entry, 3)? {
+                u8::MAX => {}
+                id => self.add_cpu(id.into()),
+            },
+            9 if u32_at(entry, 8)? & ENABLED != 0 => match u32_at(entry, 4)? {
+                u32::MAX => {}
+                id => self.add_cpu(id),
+            },
             1 if self.io_apics.len() < IO_APICS_MAX => self.io_apics.push(IoApicInfo {
                 id: u8_at(entry, 2)?,
                 address: u32_at(entry, 4)?.into(),
@@ -112,9 +119,7 @@ impl Madt {
     }
 
     fn add_cpu(&mut self, apic_id: u32) {
-        // 0xff and all ones address every CPU: they name none.
-        let named = apic_id != 0xff && apic_id != u32::MAX;
-        if named && self.cpus.len() < CPUS_MAX && !self.cpus.contains(&apic_id) {
+        if self.cpus.len() < CPUS_MAX && !self.cpus.contains(&apic_id) {
             self.cpus.push(apic_id);
         }
     }
@@ -174,6 +179,16 @@ mod tests {
         );
         assert_eq!(madt.isa(4), (4, Trigger::ISA));
         assert!(madt.has_8259);
+    }
+
+    #[test]
+    fn all_ones_name_no_cpu() {
+        let madt = Madt::parse(&table(&[
+            &[0, 8, 0, 0xff, 1, 0, 0, 0],
+            &[9, 16, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 1, 0, 0, 0],
+            &[9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0],
+        ]));
+        assert_eq!(madt.cpus, [0xff]);
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl Confined {
             .map(|context| context.unmap_streaming(&ranges).is_ok());
         // Where the unit does not say that the memory is out of reach, what is above the function can
         // still keep it from everything.
-        if unmapped == Ok(false) && !bus::isolate(self.domain.device()) {
+        if unmapped == Ok(false) && !self.isolate() {
             log::error!("WARN {}: may reach what was unmapped", self.domain.device());
         }
     }

@@ -24,7 +24,8 @@ pub const IST_NMI: u8 = 2;
 pub const IST_MACHINE_CHECK: u8 = 3;
 
 /// Null, code, data: what gates refer to until [`init`], in the image, where every CPU sees it.
-static EARLY: [u64; 3] = [0, 0x00af_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
+/// Accessed already, as no CPU can note it in memory that is only read (Intel SDM volume 3, 3.4.5.1).
+static EARLY: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 /// Makes exceptions reportable before there is a heap: the loader's table is out of reach once the
 /// kernel's page tables are in force. The selectors are those in use.

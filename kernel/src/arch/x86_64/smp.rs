@@ -130,9 +130,9 @@ struct Parameters {
 const PARAMETERS: usize = 0x800;
 const GDT: [u64; 4] = [
     0,
-    0x00af_9a00_0000_ffff,
-    0x00cf_9200_0000_ffff,
-    0x00cf_9a00_0000_ffff,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00cf_9b00_0000_ffff,
 ];
 
 /// How long a CPU may take to come up. Emulated CPUs share the host's.

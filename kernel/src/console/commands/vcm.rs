@@ -176,7 +176,9 @@ async fn copy(size: usize, chunk: usize) -> CommandResult {
     channel.release().await;
     let (copied, elapsed) = copied.map_err(|reason| format!("{reason}"))?;
     let now = mapped();
-    let [maps, small, medium] = core::array::from_fn(|which| now[which] - before[which]);
+    // Devices that left meanwhile have taken their counts with them.
+    let [maps, small, medium] =
+        core::array::from_fn(|which| now[which].saturating_sub(before[which]));
     crate::println!(
         "vcm: copy {name} bytes={size} chunk={chunk} pieces={} operations={} maps={maps} \
          4k={small} 2m={medium} us={}",
