@@ -296,7 +296,9 @@ impl Channel {
         let control = ChanCtrl::from_bits_truncate(inner.get(channel::CHANCTRL, 2) as u16);
         if control.contains(ChanCtrl::ERR_COMPLETION_EN) {
             // Where even that fails there is nobody left to tell.
-            let _ = Completion::of(inner).write(shared);
+            if shared.dma_allowed() {
+                let _ = Completion::of(inner).write(shared);
+            }
         }
         if control.contains(ChanCtrl::ERR_INT_EN) {
             self.interrupt(inner, shared);
@@ -390,9 +392,10 @@ impl Completion {
         }
     }
 
-    /// Writes it, if it goes anywhere.
+    /// Writes it, if it goes anywhere. Whether the engine may reach memory was looked at when the
+    /// descriptor was found done: who forbids it since waits for that one to end.
     fn write(&self, shared: &Shared) -> Result<(), ()> {
-        if self.at == 0 || !shared.dma_allowed() {
+        if self.at == 0 || shared.is_gone() {
             return Ok(());
         }
         if !self.at.is_multiple_of(8) {

@@ -51,7 +51,7 @@ impl Shared {
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
@@ -76,12 +76,12 @@ impl Shared {
     }
 
     fn stop(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.gone.store(true, Ordering::SeqCst);
         if let Some(strays) = &self.strays {
             strays.end();
         }
         for channel in &self.channels {
-            channel.stop.store(true, Ordering::Relaxed);
+            channel.stop.store(true, Ordering::SeqCst);
         }
     }
 }

@@ -39,7 +39,11 @@ pub(crate) fn run(shared: &Shared, channel: &Channel) {
     let mut inner = channel.lock();
     while let Some(mut ready) = await_work(shared, channel, inner) {
         ready.busy = true;
-        channel.stop.store(false, Ordering::Relaxed);
+        // Whoever has the engine go sets both, in the other order.
+        channel.stop.store(false, Ordering::SeqCst);
+        if shared.is_gone() {
+            channel.stop.store(true, Ordering::Relaxed);
+        }
         let link = match ready.last {
             Some(last) => Link::After(last),
             None => Link::Start(ready.get(channel::CHAINADDR, 8)),
@@ -192,7 +196,13 @@ fn finish<'a>(
             add(&counters.faults, 1);
             shared.freeze();
         }
-        Step::Lost(error) => channel.fail(&mut inner, shared, error),
+        Step::Lost(error) => {
+            channel.fail(&mut inner, shared, error);
+            if inner.state == State::Active {
+                // Masked. But what could not be fetched cannot be stepped over.
+                inner.stuck = Stuck::UntilSuspend;
+            }
+        }
         Step::Ended {
             at,
             descriptor,

@@ -5,7 +5,7 @@
 mod rig;
 
 use ioat_model::{EngineConfig, Irq};
-use ioat_spec::{CbVer, ChanErr, Control, Descriptor, Op, State, channel, pci};
+use ioat_spec::{CbVer, ChanCmd, ChanErr, Control, Descriptor, Op, State, channel, pci};
 use rig::{DATA, Event, Rig, copy, pattern};
 
 const SRC: u64 = DATA;
@@ -165,6 +165,22 @@ fn masked_errors_are_recorded_and_nothing_else() {
     assert_eq!(rig.errors(0), ChanErr::READ_DATA.bits());
     assert_eq!(rig.status(0).address(), Rig::slot(0, 1));
     assert_eq!(rig.config(pci::CHANERR_INT), 0);
+}
+
+#[test]
+fn what_cannot_be_fetched_is_not_stepped_over_though_its_error_is_masked() {
+    let rig = Rig::probed(EngineConfig::default());
+    let base = channel::base(0);
+    rig.w32(base + channel::CHANERRMSK, u32::MAX);
+    rig.w64(base + channel::CHAINADDR, 0x7fff_ffff_f000);
+    rig.w16(base + channel::DMACOUNT, 1);
+    rig::until("the error", || rig.errors(0) == ChanErr::DESCRIPTOR.bits());
+    // It rests: the error that is cleared does not come again.
+    rig.w32(base + channel::CHANERR, u32::MAX);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!((rig.errors(0), rig.state(0)), (0, State::Active));
+    rig.command(0, ChanCmd::SUSPEND.bits());
+    rig::until("SUSPEND", || rig.state(0) == State::Suspended);
 }
 
 #[test]
