@@ -56,6 +56,32 @@ fn an_engine_in_use_leaves_and_comes_back() {
     }
 }
 
+/// A port goes after what is behind it, and comes back with it.
+#[test]
+fn a_port_takes_no_engine_in_use_with_it() {
+    let mut machine = bench().start(&[]);
+    machine.await_prompt();
+    machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &");
+    machine.ok("dmatest channel=dma1chan0 iterations=50");
+    let gone = machine.ok("pci remove 00:01.0");
+    let gone = gone
+        .iter()
+        .find(|line| line.starts_with("hot: 01:00.0 detached "));
+    assert_eq!(gone.map(|line| number(line, "lost")), Some(0));
+    let back = machine.ok("pci rescan");
+    assert!(back.iter().any(|line| line == "pci: found=2"), "{back:#?}");
+    assert!(
+        back.iter()
+            .any(|line| line.starts_with("hot: 01:00.0 live ")),
+        "{back:#?}"
+    );
+    machine.ok("dmatest channel=dma0chan0 iterations=50");
+    machine.ok("stop 1");
+    machine.await_rest();
+    machine.type_text("poweroff\r");
+    machine.finish(PATIENCE).expect_success();
+}
+
 /// The number that a `hot:` line gives for `name`.
 /// All channels of four engines are tested by four threads each, while the engines go and come, one
 /// after the other. The clients retry nothing. Engines are slow, so that rings are never empty.

@@ -278,7 +278,12 @@ async fn run(group: Vec<Queued>) {
     let (mut all, mut ends, mut results) = (Vec::new(), VecDeque::new(), Vec::new());
     for queued in group {
         results.push(queued.begin.wait().await);
-        ends.push_back((queued.committed, queued.follows));
+        // What it leaves as it was is no better than before.
+        let left = match queued.work.is_part() {
+            true => queued.begin.written(),
+            false => Ok(()),
+        };
+        ends.push_back((queued.committed, queued.follows, left));
         all.push(queued.work);
     }
     let mut parts = Vec::new();
@@ -294,8 +299,8 @@ async fn run(group: Vec<Queued>) {
         let open = rest.first().map_or(count, |part| part.number);
         while count - ends.len() < open {
             let result = results[count - ends.len()];
-            if let Some((committed, follows)) = ends.pop_front() {
-                end(committed, follows, result);
+            if let Some((committed, follows, left)) = ends.pop_front() {
+                end(committed, follows, result.and(left));
             }
         }
         if rest.is_empty() {
@@ -403,6 +408,11 @@ enum Origin<'a> {
 }
 
 impl Work {
+    /// Whether it leaves a part of the buffer that it writes as it was.
+    fn is_part(&self) -> bool {
+        self.to.len() < self.dst.len()
+    }
+
     fn add_parts<'a>(&'a self, number: usize, parts: &mut Vec<Part<'a>>) {
         let (dst, to) = (&self.dst.inner.pages, self.to.clone());
         match &self.bytes {

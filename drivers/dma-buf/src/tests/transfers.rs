@@ -200,7 +200,8 @@ fn s4_37_what_a_transfer_cannot_follow_it_waits_for() {
     assert!(follows(copy_range(tx, &b, 0, &c, 3..11)).is_none());
     engine.let_go();
     other.let_go();
-    assert_eq!(block_on(beyond.wait()), Ok(()));
+    // It has written a part of what others, who never began, were to write.
+    assert_eq!(block_on(beyond.wait()), Err(FenceError::Abandoned));
     assert!(follows(copy(tx, &b, &c)).is_none(), "nothing is on its way");
 }
 
@@ -289,6 +290,10 @@ fn memory_that_is_lost_with_an_engine_is_replaced_and_told_of() {
     assert_eq!(bytes(&b), Err(BufError::Failed(FenceError::Gone)));
     let cpu = Bench::new(&[]);
     assert_eq!(block_on(copy(&cpu.tx, &a, &b).into_future()), failed);
+    assert_eq!(bytes(&b).err(), Some(BufError::Failed(FenceError::Gone)));
+    // Who writes a part of it makes the rest no better.
+    let part = fill_range(&cpu.tx, &b, 0..10, 7);
+    assert_eq!(block_on(part.into_future()), failed);
     assert_eq!(bytes(&b).err(), Some(BufError::Failed(FenceError::Gone)));
     // Written anew, it is as good as ever.
     block_on(fill(&cpu.tx, &b, 6).into_future()).unwrap();

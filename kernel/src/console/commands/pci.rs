@@ -149,15 +149,11 @@ pub(super) async fn pci(args: Vec<String>) -> CommandResult {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["remove", at] => {
             let at = address(at)?;
-            if drivers::describe(at).is_some() {
-                removal::unbind(at).await?;
+            // Nothing is cut off that is in use: what is farthest behind a port goes first.
+            for behind in bus::behind(at).into_iter().rev() {
+                remove(behind).await?;
             }
-            hotplug::stop(at).await;
-            if bus::forget(at) {
-                Ok(())
-            } else {
-                Err(format!("no function {at}"))
-            }
+            remove(at).await
         }
         ["rescan"] => {
             let new = bus::rescan();
@@ -171,6 +167,18 @@ pub(super) async fn pci(args: Vec<String>) -> CommandResult {
             Ok(())
         }
         _ => Err("wants remove BB:DD.F, or rescan".into()),
+    }
+}
+
+async fn remove(at: Address) -> CommandResult {
+    if drivers::describe(at).is_some() {
+        removal::unbind(at).await?;
+    }
+    hotplug::stop(at).await;
+    if bus::forget(at) {
+        Ok(())
+    } else {
+        Err(format!("no function {at}"))
     }
 }
 
