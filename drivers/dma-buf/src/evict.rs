@@ -50,6 +50,15 @@ impl DmaBuf {
         self.inner.pages.swap(new)
     }
 
+    /// Ends the mappings of memory that was lost, if some was: importers map anew. Before those hear
+    /// of it who wait for the work that has lost it.
+    pub(crate) fn unmap_lost(&self) {
+        if self.inner.pages.take_lost() {
+            let attachments = self.inner.attachments.lock().clone();
+            attachments.iter().for_each(|attached| attached.evict(self));
+        }
+    }
+
     fn may_move(&self) -> Result<(), BufError> {
         let attachments = self.inner.attachments.lock();
         let fixed = |attached: &Arc<Attached>| !attached.is_evictable();

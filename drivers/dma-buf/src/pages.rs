@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use dma_fence::sync::Mutex;
 use hal::dma::Memory;
@@ -15,7 +16,11 @@ use hal::dma::Memory;
 use crate::error::BufError;
 
 /// The chunks of a buffer, in order.
-pub(crate) struct Pages(Mutex<Vec<Chunk>>);
+pub(crate) struct Pages {
+    chunks: Mutex<Vec<Chunk>>,
+    /// One was lost, and who has it mapped has not been told.
+    lost: AtomicBool,
+}
 
 struct Chunk {
     /// Where it stands in the buffer.
@@ -43,21 +48,24 @@ pub(crate) struct Stretch {
 
 impl Pages {
     pub(crate) fn new(memory: Vec<Memory>) -> Self {
-        Self(Mutex::new(chunks(memory)))
+        Self {
+            chunks: Mutex::new(chunks(memory)),
+            lost: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.0.lock().len()
+        self.chunks.lock().len()
     }
 
     /// Bytes of all chunks.
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().last().map_or(0, |chunk| chunk.range.end)
+        self.chunks.lock().last().map_or(0, |chunk| chunk.range.end)
     }
 
     /// Where the bytes `range` of the buffer are.
     pub(crate) fn stretches(&self, range: Range<usize>) -> Vec<Stretch> {
-        let chunks = self.0.lock();
+        let chunks = self.chunks.lock();
         let first = chunks.partition_point(|chunk| chunk.range.end <= range.start);
         let inside = chunks.iter().enumerate().skip(first);
         let inside = inside.take_while(|(_, chunk)| chunk.range.start < range.end);
@@ -71,7 +79,7 @@ impl Pages {
 
     /// A chunk to read.
     pub(crate) fn share(&self, at: usize) -> Result<Arc<Memory>, BufError> {
-        match self.0.lock().get(at).map(|chunk| &chunk.state) {
+        match self.chunks.lock().get(at).map(|chunk| &chunk.state) {
             Some(State::Here(memory)) => Ok(memory.clone()),
             Some(State::Lent) => Err(BufError::Busy),
             Some(State::Lost) => Err(BufError::Lost),
@@ -81,7 +89,7 @@ impl Pages {
 
     /// A chunk to write, which nobody reads.
     pub(crate) fn lend(&self, at: usize) -> Result<Memory, BufError> {
-        let mut chunks = self.0.lock();
+        let mut chunks = self.chunks.lock();
         let state = &mut chunks.get_mut(at).ok_or(BufError::Range)?.state;
         match mem::replace(state, State::Lent) {
             State::Here(memory) => Arc::try_unwrap(memory).map_err(|shared| {
@@ -104,16 +112,26 @@ impl Pages {
     /// A lent chunk does not come back: there is another one in its place from now on, if there is
     /// memory for it.
     pub(crate) fn lose(&self, at: usize) {
-        let len = self.0.lock().get(at).map_or(0, |chunk| chunk.range.len());
+        let len = self
+            .chunks
+            .lock()
+            .get(at)
+            .map_or(0, |chunk| chunk.range.len());
         let state = match Memory::new(len) {
             Ok(memory) => State::Here(Arc::new(memory)),
             Err(_) => State::Lost,
         };
         self.settle(at, state);
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether a chunk was lost since this was asked: mappings lead to what it was.
+    pub(crate) fn take_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire) && self.lost.swap(false, Ordering::AcqRel)
     }
 
     fn settle(&self, at: usize, state: State) {
-        if let Some(chunk) = self.0.lock().get_mut(at) {
+        if let Some(chunk) = self.chunks.lock().get_mut(at) {
             chunk.state = state;
         }
     }
@@ -121,14 +139,14 @@ impl Pages {
     /// Changes places with other chunks, as long, unless something is lent.
     pub(crate) fn swap(&self, other: Self) -> Result<(), BufError> {
         let old = {
-            let mut chunks = self.0.lock();
+            let mut chunks = self.chunks.lock();
             if chunks
                 .iter()
                 .any(|chunk| matches!(chunk.state, State::Lent))
             {
                 return Err(BufError::Busy);
             }
-            mem::replace(&mut *chunks, mem::take(&mut *other.0.lock()))
+            mem::replace(&mut *chunks, mem::take(&mut *other.chunks.lock()))
         };
         drop(old);
         Ok(())

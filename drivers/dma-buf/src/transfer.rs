@@ -298,7 +298,9 @@ async fn run(group: Vec<Queued>) {
         // Those that have nothing left end.
         let open = rest.first().map_or(count, |part| part.number);
         while count - ends.len() < open {
-            let result = results[count - ends.len()];
+            let number = count - ends.len();
+            let result = results[number];
+            all[number].dst.unmap_lost();
             if let Some((committed, follows, left)) = ends.pop_front() {
                 end(committed, follows, result.and(left));
             }

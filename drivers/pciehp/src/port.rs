@@ -90,12 +90,16 @@ impl Port {
         self.config.read16(header::COMMAND) & header::COMMAND_BUS_MASTER == 0
     }
 
-    /// Whether the slot is off or empty: what was behind it reaches no memory. Not so of a port that
-    /// does not answer. The link is not asked for, as in [`Port::levels`].
+    /// Whether the slot is off, or is being switched off, or empty. Not so of a port that does not
+    /// answer. The link is not asked for, as in [`Port::levels`].
     pub fn is_dead(&self) -> bool {
+        self.is_empty() || self.status().is_some() && !self.is_powered()
+    }
+
+    /// Whether nothing is in the slot: nothing that was there reaches memory.
+    pub fn is_empty(&self) -> bool {
         let present = |status: SlotStatus| status.contains(SlotStatus::PRESENT);
-        let status = self.status();
-        status.is_some_and(|status| !present(status) || !self.is_powered())
+        self.status().is_some_and(|status| !present(status))
     }
 
     fn status(&self) -> Option<SlotStatus> {

@@ -133,6 +133,9 @@ pub fn widen(bridge: &mut Found, last: u8, taken: impl Fn(u8) -> bool) -> bool {
 /// The most buses that are kept open while the bridges behind a new one are looked at.
 const OPEN_MAX: u8 = 16;
 
+/// The most bridges one behind the other: each is a call, and stacks have an end.
+const NESTED_MAX: usize = 32;
+
 struct Scan<'s, S> {
     space: &'s S,
     segment: u16,
@@ -189,6 +192,13 @@ impl<S: ConfigSpace> Scan<'_, S> {
                 ..
             } = self.found[index].clone();
             let path: Vec<_> = [address].iter().chain(above).copied().collect();
+            if path.len() > NESTED_MAX {
+                log::warn!(
+                    "{address}: {NESTED_MAX} bridges above it, what is behind it stays unknown"
+                );
+                self.found[index].bridge = None;
+                continue;
+            }
             match bridge {
                 Some(buses) => {
                     // Open to the bridges behind this one, and to nobody else.
@@ -371,6 +381,17 @@ mod tests {
             })
         );
         assert_eq!(found[0].config.read32(0x18), 0x0001_0100);
+    }
+
+    #[test]
+    fn bridges_behind_bridges_are_followed_so_far_and_no_further() {
+        let nested = |bus: u8| ((bus, 0, 0), bridge(bus + 1, 255));
+        let fabric = Fabric((0..255).map(nested).collect());
+        let found = segment(&fabric, 0, 0, 255);
+        let deepest = found.iter().map(|found| found.above.len()).max();
+        assert_eq!(deepest, Some(NESTED_MAX));
+        let closed = found.iter().find(|found| found.above.len() == NESTED_MAX);
+        assert_eq!(closed.and_then(|found| found.bridge), None);
     }
 
     #[test]

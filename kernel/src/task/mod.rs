@@ -181,6 +181,8 @@ fn send_away(cpu: usize) {
 pub fn run(cpu: &'static PerCpu) -> ! {
     let executor = &EXECUTORS[cpu.index()];
     cpu.running.store(true, Ordering::SeqCst);
+    // Who is at a barrier may wait for this CPU from here on, without having sent for it.
+    smp::barrier_answer(cpu);
     cpu.online.store(true, Ordering::Release);
     interrupts::enable();
     loop {

@@ -1,6 +1,7 @@
 //! CPUs and devices at a buffer: who waits for whom, what the exporter hears, and moves.
 
 use alloc::boxed::Box;
+use core::future::IntoFuture;
 use core::pin::pin;
 use core::task::Poll;
 use std::string::ToString;
@@ -385,6 +386,34 @@ fn s4_10_who_meets_an_eviction_unmaps_and_begins_again() {
     block_on(device.map(ToDevice)).unwrap();
     let access = device.begin_async(ToDevice).unwrap();
     assert_eq!(seen(&access), [10; LEN]);
+}
+
+#[test]
+fn who_had_mapped_what_an_engine_has_lost_maps_anew() {
+    let engine = Engine::eager();
+    let (bench, cpu) = (Bench::new(&[&engine]), Bench::new(&[]));
+    let trace = Trace::default();
+    let (a, buf) = (DmaBuf::new(LEN).unwrap(), DmaBuf::new(LEN).unwrap());
+    set(&a, 1);
+    // One that need not be asked before the buffer moves, and one that must.
+    let attach = |flags| buf.attach(importer("device", &trace), flags).unwrap();
+    let mut devices = [AttachFlags::EVICTABLE, AttachFlags::empty()].map(attach);
+    for device in &mut devices {
+        block_on(device.map(ToDevice)).unwrap();
+    }
+    engine.fail(FenceError::Gone);
+    engine.expose();
+    let failed = Err(BufError::Failed(FenceError::Gone));
+    assert_eq!(block_on(copy(&bench.tx, &buf, &a).into_future()), failed);
+    block_on(fill(&cpu.tx, &buf, 6).into_future()).unwrap();
+    for device in &mut devices {
+        let refused = block_on(device.begin_dma(ToDevice)).err();
+        assert_eq!(refused, Some(BufError::Evicted));
+        device.unmap().unwrap();
+        block_on(device.map(ToDevice)).unwrap();
+        let access = block_on(device.begin_dma(ToDevice)).unwrap();
+        assert_eq!(seen(&access), [6; LEN]);
+    }
 }
 
 #[test]
