@@ -12,9 +12,10 @@
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::future::IntoFuture;
+use core::future::{Future, IntoFuture, poll_fn};
 use core::mem;
 use core::ops::Range;
+use core::pin::pin;
 
 use dma_fence::{Fence, FenceError, FenceOps, Signaler, next_context};
 use dmaengine::{AsyncTx, BoxFuture, CopyError, DmaChan, Finished, Flags, Memcpy, Memset, Sent};
@@ -360,7 +361,16 @@ impl Pipeline {
         let mut fences = Vec::with_capacity(self.stages.len());
         let mut group = Group(Vec::new());
         for stage in self.stages {
-            let queued = stage.queue().await?;
+            let mut queue = pin!(stage.queue());
+            let queued = poll_fn(|cx| {
+                let queued = queue.as_mut().poll(cx);
+                if queued.is_pending() {
+                    // Who has what this stage is queued for may wait for those before it.
+                    drop(Group(mem::take(&mut group.0)));
+                }
+                queued
+            });
+            let queued = queued.await?;
             fences.push(queued.committed.fence().clone());
             if group.suits(&queued) {
                 group.0.push(queued);

@@ -178,6 +178,28 @@ fn s4_37_a_pipeline_on_one_channel_rings_once() {
     assert_eq!(bytes(&list[STAGES]), Ok(std::vec![7; 10]));
 }
 
+/// Who has what a stage is queued for may wait for the stages before it.
+#[test]
+fn a_stage_begins_while_the_next_one_cannot_be_queued() {
+    let bench = Bench::new(&[&Engine::eager()]);
+    let (first, second) = (buf(), buf());
+    let pipeline = Pipeline::new()
+        .then(fill(&bench.tx, &first, 7))
+        .then(copy(&bench.tx, &second, &first));
+    let held = crate::manager().reserve("other", [(second.resv(), crate::Usage::Write)]);
+    let held = block_on(held).unwrap();
+    let mut submit = Box::pin(pipeline.submit());
+    assert!(poll(submit.as_mut(), &Arc::default()).is_pending());
+    // Unless it has ended already.
+    if let Some(begun) = first.resv().writer() {
+        let ended = hal::time::timeout(Duration::from_secs(5), begun.wait());
+        assert_eq!(block_on(ended), Ok(Ok(())), "the first stage goes on");
+    }
+    drop(held);
+    let fences = block_on(submit).unwrap();
+    assert_eq!(block_on(fences[1].wait()), Ok(()));
+}
+
 #[test]
 fn s4_37_what_a_transfer_cannot_follow_it_waits_for() {
     let (engine, other) = (Engine::held(), Engine::held());
