@@ -45,10 +45,11 @@ impl Channel {
     }
 
     /// Waits until the hardware processes nothing more. What is submitted and issued before or
-    /// meanwhile waits for [`Channel::resume`], or for [`Channel::terminate_all`], which does not end
-    /// the pause. An operation that was under way may have been done in part, and is done again.
-    /// Dropping the future leaves the channel to pause. The pause ends with the client's hold of the
-    /// channel at the latest; what a removal revokes is done elsewhere.
+    /// meanwhile waits for [`Channel::resume`], for the channel's stop, which hands it back or
+    /// ends it, or for [`Channel::terminate_all`], which does not end the pause. An operation that
+    /// was under way may have been done in part, and is done again. Dropping the future leaves the
+    /// channel to pause. The pause ends with the client's hold of the channel, which stops then, or
+    /// goes on for others.
     ///
     /// Only who holds the channel alone may do so.
     pub async fn pause(&self) -> Result<(), PauseError> {
@@ -158,6 +159,19 @@ mod tests {
         assert_eq!(block_on(held.finish()).result, Ok(()));
         assert_eq!(mock.state.lock().stops, 0);
         block_on(others.release());
+    }
+
+    #[test]
+    fn who_comes_before_a_paused_channel_stops_finds_it_awake() {
+        for _ in 0..mock::times(200) {
+            let (registry, channel) = paused();
+            let chan = registry.channel("dma0chan0").unwrap();
+            drop(channel);
+            let next = block_on(chan.request()).unwrap();
+            let submitted = copy(&next);
+            next.issue_pending();
+            assert_eq!(block_on(submitted.finish()).result, Ok(()));
+        }
     }
 
     #[test]

@@ -248,7 +248,7 @@ impl Hold {
         client: &Client,
         sharing: Sharing,
     ) -> Result<Self, RequestError> {
-        let id = {
+        let (id, kept) = {
             let mut state = chan.life.state.lock();
             if state.leaving || state.removed {
                 return Err(RequestError::Gone);
@@ -258,6 +258,7 @@ impl Hold {
             if busy {
                 return Err(RequestError::Busy);
             }
+            let kept = state.held().next().is_none() && matches!(state.phase, Phase::Running);
             state.next += 1;
             let id = state.next;
             state.clients.push(Bound {
@@ -267,8 +268,12 @@ impl Hold {
                 binding: Binding::Unset,
                 held: true,
             });
-            id
+            (id, kept)
         };
+        if kept {
+            // It was about to stop, and perhaps paused by who had it last.
+            chan.ops.resume();
+        }
         settle(chan);
         Ok(Self {
             chan: chan.clone(),
@@ -307,8 +312,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.sharing == Sharing::Exclusive {
-            // While nobody else can have paused it.
+        if self.sharing == Sharing::Exclusive && self.chan.life.clients() > 1 {
+            // It does not stop. While nobody else can have paused it.
             self.chan.ops.resume();
         }
         let others = {
