@@ -30,51 +30,27 @@ fn audited(ended: &Ended) {
     }
 }
 
-/// The case in which Linux panics: the engine goes while a client copies on its channel.
-#[test]
-fn an_engine_in_use_leaves_and_comes_back() {
-    for (irq, cpus) in [("msi", "1"), ("msix", "4"), ("intx", "4"), ("msi", "16")] {
-        let mut machine = bench().start(&[("IRQ", irq), ("CPUS", cpus)]);
-        machine.await_prompt();
-        machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &");
-        machine.ok("dmatest channel=dma1chan0 iterations=50");
-        let gone = machine.ok("unbind 01:00.0");
-        let gone = gone
-            .iter()
-            .find(|line| line.starts_with("hot: 01:00.0 detached "));
-        let gone = gone.map(|line| number(line, "lost"));
-        assert_eq!(gone, Some(0), "{irq} {cpus}");
-        machine.ok("dmatest channel=dma1chan1 iterations=50");
-        let back = machine.ok("bind 01:00.0 ioat");
-        let live = |line: &String| line.starts_with("hot: 01:00.0 live ");
-        assert!(back.iter().any(live), "{irq} {cpus}: {back:#?}");
-        machine.ok("dmatest channel=dma0chan0 iterations=50");
-        machine.ok("stop 1");
-        machine.await_rest();
-        machine.type_text("poweroff\r");
-        machine.finish(PATIENCE).expect_success();
-    }
-}
-
-/// A port goes after what is behind it, and comes back with it.
-#[test]
-fn a_port_takes_no_engine_in_use_with_it() {
-    let mut machine = bench().start(&[]);
+/// A machine on whose first channel four clients copy, for ever.
+#[track_caller]
+fn in_use(settings: &[(&str, &str)]) -> Machine {
+    let mut machine = bench().start(settings);
     machine.await_prompt();
     machine.ok("dmatest channel=dma0chan0 iterations=0 threads_per_chan=4 &");
     machine.ok("dmatest channel=dma1chan0 iterations=50");
-    let gone = machine.ok("pci remove 00:01.0");
-    let gone = gone
-        .iter()
-        .find(|line| line.starts_with("hot: 01:00.0 detached "));
-    assert_eq!(gone.map(|line| number(line, "lost")), Some(0));
-    let back = machine.ok("pci rescan");
-    assert!(back.iter().any(|line| line == "pci: found=2"), "{back:#?}");
-    assert!(
-        back.iter()
-            .any(|line| line.starts_with("hot: 01:00.0 live ")),
-        "{back:#?}"
-    );
+    machine
+}
+
+/// What the first engine's `hot:` line says, of those that tell its `state`.
+#[track_caller]
+fn first_engine<'a>(lines: &'a [String], state: &str) -> &'a str {
+    let start = format!("hot: 01:00.0 {state} ");
+    let found = lines.iter().find(|line| line.starts_with(&start));
+    found.unwrap_or_else(|| panic!("no {start:?} in {lines:#?}"))
+}
+
+/// The first engine works, and its clients end.
+#[track_caller]
+fn works_and_ends(mut machine: Machine) {
     machine.ok("dmatest channel=dma0chan0 iterations=50");
     machine.ok("stop 1");
     machine.await_rest();
@@ -82,7 +58,33 @@ fn a_port_takes_no_engine_in_use_with_it() {
     machine.finish(PATIENCE).expect_success();
 }
 
-/// The number that a `hot:` line gives for `name`.
+/// The case in which Linux panics: the engine goes while a client copies on its channel.
+#[test]
+fn an_engine_in_use_leaves_and_comes_back() {
+    for (irq, cpus) in [("msi", "1"), ("msix", "4"), ("intx", "4"), ("msi", "16")] {
+        let mut machine = in_use(&[("IRQ", irq), ("CPUS", cpus)]);
+        let gone = machine.ok("unbind 01:00.0");
+        let lost = number(first_engine(&gone, "detached"), "lost");
+        assert_eq!(lost, 0, "{irq} {cpus}");
+        machine.ok("dmatest channel=dma1chan1 iterations=50");
+        let back = machine.ok("bind 01:00.0 ioat");
+        first_engine(&back, "live");
+        works_and_ends(machine);
+    }
+}
+
+/// A port goes after what is behind it, and comes back with it.
+#[test]
+fn a_port_takes_no_engine_in_use_with_it() {
+    let mut machine = in_use(&[]);
+    let gone = machine.ok("pci remove 00:01.0");
+    assert_eq!(number(first_engine(&gone, "detached"), "lost"), 0);
+    let back = machine.ok("pci rescan");
+    assert!(back.iter().any(|line| line == "pci: found=2"), "{back:#?}");
+    first_engine(&back, "live");
+    works_and_ends(machine);
+}
+
 /// All channels of four engines are tested by four threads each, while the engines go and come, one
 /// after the other. The clients retry nothing. Engines are slow, so that rings are never empty.
 #[test]

@@ -406,14 +406,20 @@ fn a_unit_that_never_answers_is_left_alone() {
     assert!(matches!(silent.map(drop), Err(Error::Silent(_))));
 }
 
-#[test]
-fn what_a_unit_has_not_forgotten_is_not_flushed_by_a_revocation() {
+/// A domain of which a page was unmapped, and whose unit answers no more.
+fn unmapped_in_silence() -> (Arc<FakeUnit>, Arc<Domain>) {
     let (fake, unit) = unit(CAP | levels(4), ECAP);
     let domain = domain(&unit, 0);
     domain.map(0, PHYS, PAGE, Permissions::all()).unwrap();
     domain.flush().unwrap();
     domain.unmap(0, PAGE).unwrap();
     fake.silent.store(true, Ordering::Relaxed);
+    (fake, domain)
+}
+
+#[test]
+fn what_a_unit_has_not_forgotten_is_not_flushed_by_a_revocation() {
+    let (_fake, domain) = unmapped_in_silence();
     assert!(matches!(domain.revoke(), Err(Error::Silent(_))));
     assert_eq!(domain.flush(), Err(Error::Failed));
 }
@@ -421,12 +427,7 @@ fn what_a_unit_has_not_forgotten_is_not_flushed_by_a_revocation() {
 /// The unit may look through its memory of the domain until it has answered.
 #[test]
 fn a_flush_waits_for_a_revocation_under_way() {
-    let (fake, unit) = unit(CAP | levels(4), ECAP);
-    let domain = domain(&unit, 0);
-    domain.map(0, PHYS, PAGE, Permissions::all()).unwrap();
-    domain.flush().unwrap();
-    domain.unmap(0, PAGE).unwrap();
-    fake.silent.store(true, Ordering::Relaxed);
+    let (_fake, domain) = unmapped_in_silence();
     std::thread::scope(|scope| {
         let revocation = scope.spawn(|| domain.revoke());
         while !domain.is_revoked() {
